@@ -261,6 +261,15 @@ class TerminateReply(Machine):
     final_checkpoint_uuid: UUID | None = None
 
 
+class MachineSsh(Reply):
+    """How OpenSSH reaches a machine; `host_key` is the pinned one, as in a known_hosts file ("ssh-ed25519 AAAA…")."""
+
+    host: str
+    port: int
+    user: str
+    host_key: str
+
+
 # Checkpoints
 
 

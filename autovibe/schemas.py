@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from autovibe.types import (
     ArtefactKind,
@@ -33,6 +33,20 @@ class Reply(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("A text cannot contain a NUL character.")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+"""PostgreSQL keeps no NUL in a text, and no prompt needs one."""
+
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+_MOST_MICROS = 10**18
+
+
 class MoneyAmount(Reply):
     amount: str
     currency: str
@@ -47,8 +61,8 @@ class MoneyOrder(Request):
     """Money in a request, as the object that replies carry. `micros`, where given, wins over `amount`."""
 
     amount: str | float | None = None
-    currency: str = "USD"
-    micros: int | None = Field(default=None, ge=0)
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
+    micros: int | None = Field(default=None, ge=0, le=_MOST_MICROS)
 
     @model_validator(mode="before")
     @classmethod
@@ -66,9 +80,12 @@ class MoneyOrder(Request):
         if self.amount is None:
             raise ValueError("Money takes 'amount' or 'micros'.")
         try:
-            return Money.of(self.amount, self.currency)
+            money = Money.of(self.amount, self.currency)
         except ArithmeticError as error:
             raise ValueError(f"'{self.amount}' is no amount of money.") from error
+        if money.micros > _MOST_MICROS:
+            raise ValueError(f"'{self.amount}' is more money than can be counted.")
+        return money
 
 
 # Errors
@@ -93,14 +110,14 @@ class ErrorReply(Reply):
 class ResourceBudgets(Request):
     daily_money: MoneyOrder | None = None
     daily_time_hours: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    daily_api_calls: int | None = Field(default=None, ge=0)
+    daily_api_calls: Count | None = None
     storage_gb: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    max_concurrent_machines: int | None = Field(default=None, ge=0)
+    max_concurrent_machines: Count | None = None
 
 
 class ProjectOrder(Request):
     name: Name
-    description: str = Field(default="", max_length=10_000)
+    description: Text = Field(default="", max_length=10_000)
     greediness: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
     resource_budgets: ResourceBudgets = ResourceBudgets()
 
@@ -155,12 +172,12 @@ FileModifications = Annotated[
 class ResourceConstraints(Request):
     max_money: MoneyOrder | None = None
     max_time_minutes: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    max_api_calls: int | None = Field(default=None, ge=0)
+    max_api_calls: Count | None = None
 
 
 class SpawnFromCheckpointOrder(Request):
     type: str = Field(default="shell", max_length=63, description="A machine type; '-' and '_' are the same in it.")
-    prompt: str | None = Field(default=None, max_length=1_000_000)
+    prompt: Text | None = Field(default=None, max_length=1_000_000)
     file_modifications: FileModifications = {}
     resource_constraints: ResourceConstraints = ResourceConstraints()
     name: Name | None = None
@@ -172,13 +189,13 @@ class MachineOrder(SpawnFromCheckpointOrder):
 
 
 class TerminateOrder(Request):
-    reason: str = Field(default="", max_length=1000)
+    reason: Text = Field(default="", max_length=1000)
     create_checkpoint: bool = False
 
 
 class CheckpointOrder(Request):
-    context: str = Field(default="", max_length=1000, description="An identifier of your own, such as a commit or ticket.")
-    description: str = Field(default="", max_length=10_000)
+    context: Text = Field(default="", max_length=1000, description="An identifier of yours, such as a commit or ticket.")
+    description: Text = Field(default="", max_length=10_000)
     label: Name | None = None
 
 

@@ -161,6 +161,8 @@ class Money:
         value = Decimal(str(amount))
         if not value.is_finite() or value < 0:
             raise ValueError(f"An amount of money must be a finite number of at least 0, not '{amount}'.")
+        if value.adjusted() > 15:  # also keeps a number like 1e999999999 from being written out
+            raise ValueError(f"'{amount}' is more money than can be counted.")
         return cls(int((value * MICROS).to_integral_value(ROUND_HALF_UP)), currency)
 
     @property

@@ -43,6 +43,7 @@ class Checkpoint(SQLModel, table=True):
     provisioned_for: str | None = None  # the machine type whose playbook has run on it, with its digest
 
     root_digest: str | None = Field(default=None, max_length=64)  # hex
+    times_digest: str | None = Field(default=None, max_length=64)  # hex; the root of the modification times beside it
     file_count: int = 0
     size_bytes: int = Field(default=0, sa_type=BigInteger)
     unique_bytes: int = Field(default=0, sa_type=BigInteger)  # of files whose content the parent does not have

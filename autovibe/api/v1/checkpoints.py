@@ -1,0 +1,67 @@
+"""/checkpoints"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+
+from autovibe import schemas
+from autovibe.api.deps import ActorHere, HubHere, OnceHere, Wait, WaitFor, seconds_to_wait, until
+from autovibe.api.v1.machines import awaited
+from autovibe.hub import checkpoints, machines
+from autovibe.types import CheckpointStatus
+
+router = APIRouter(tags=["checkpoints"])
+
+
+@router.get("/checkpoints/{checkpoint_uuid}")
+async def show(
+    hub: HubHere,
+    checkpoint_uuid: UUID,
+    include: Annotated[Literal["manifest"] | None, Query(description="manifest: also the files, by pages.")] = None,
+    cursor: Annotated[str | None, Query(max_length=8192, description="`manifest_next` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = checkpoints.MANIFEST_LIMIT,
+    path: Annotated[str | None, Query(max_length=4096, description="Only the manifest at or below this path.")] = None,
+    wait: Wait = None,
+) -> schemas.Checkpoint:
+    """Show a checkpoint; with `wait`, when it is ready or failed, or the seconds have passed."""
+    shown = await awaited_checkpoint(hub, checkpoint_uuid, seconds_to_wait(wait))
+    if include is None:
+        return shown
+    return await run_in_threadpool(
+        checkpoints.show_with_manifest, hub, checkpoint_uuid, cursor=cursor, limit=limit, prefix=path
+    )
+
+
+@router.post("/checkpoints/{checkpoint_uuid}/spawn", status_code=201)
+async def spawn(
+    hub: HubHere,
+    actor: ActorHere,
+    once: OnceHere,
+    checkpoint_uuid: UUID,
+    order: schemas.SpawnFromCheckpointOrder,
+    wait: Wait = None,
+    wait_for: WaitFor = None,
+) -> schemas.Machine:
+    """Spawn a machine from a checkpoint, in the checkpoint's project."""
+    machine = await run_in_threadpool(machines.spawn_from, hub, actor, checkpoint_uuid, order, once)
+    return await awaited(hub, machine, wait, wait_for)
+
+
+@router.get("/checkpoints/{base_uuid}/diff/{target_uuid}")
+def diff(hub: HubHere, base_uuid: UUID, target_uuid: UUID) -> schemas.Diff:
+    """What changed from the base checkpoint to the target, by path."""
+    return checkpoints.diff(hub, base_uuid, target_uuid)
+
+
+async def awaited_checkpoint(hub: HubHere, uuid: UUID, seconds: float) -> schemas.Checkpoint:
+    return await until(
+        hub,
+        [uuid],
+        lambda: checkpoints.show(hub, uuid),
+        lambda checkpoint: checkpoint.status != CheckpointStatus.creating,
+        seconds,
+    )

@@ -1,0 +1,22 @@
+"""/health: without a key, so it tells how things are and names nothing."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fastapi import APIRouter, Request
+
+from autovibe import schemas
+from autovibe.api.deps import HubHere
+from autovibe.api.requests import Traffic
+from autovibe.hub import health
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+def show(hub: HubHere, request: Request) -> schemas.Health:
+    """Whether the Hub, its database, its Proxmox and its API do their work."""
+    traffic = cast(Traffic, request.app.state.traffic)
+    watchtower = cast(health.Watchtower, request.app.state.watchtower)
+    return health.check(hub, watchtower, traffic.health())

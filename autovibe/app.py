@@ -1,0 +1,357 @@
+"""The composition root: builds the hub's parts from the settings, mounts the doors, owns start and stop.
+
+    serve    pid file, logs, database migrated, parts started, then requests are accepted
+    SIGTERM  no more requests, long polls and streams answer, workflows are parked, connections closed: within 10 s
+
+What a stop leaves unfinished goes on at the next start, or in another hub process, where it was.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from autovibe.api import errors as api_errors
+from autovibe.api import v1
+from autovibe.api.log import configure_logs
+from autovibe.api.requests import BodyLimit, KeyRequired, Requests, Traffic
+from autovibe.assets import asset
+from autovibe.durable import Durable
+from autovibe.errors import AutovibeError, ConfigurationError
+from autovibe.guest import Guests
+from autovibe.hub import Hub
+from autovibe.hub.access import Keys, ensure_key, ensure_ssh_key
+from autovibe.hub.events import Events
+from autovibe.hub.health import Watchtower
+from autovibe.hub.upkeep import Upkeep
+from autovibe.hypervisor import Proxmox
+from autovibe.settings import Settings, read_secret, write_secret
+from autovibe.store import Store
+from autovibe.store.trees import Trees
+from autovibe.version import __version__
+from autovibe.workflows import Workflows, World
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0
+_STREAMS_SECONDS = 2.0  # what open requests get to answer in
+_PARK_SECONDS = 4.0
+_CONVERSATIONS = 64
+_TOKEN_PATIENCE_SECONDS = 20.0  # `up` starts the node and the hub together
+
+
+@dataclass
+class Parts:
+    """A hub process, built and not yet started."""
+
+    settings: Settings
+    hub: Hub
+    durable: Durable
+    upkeep: Upkeep
+    app: ASGIApp
+
+    def start(self) -> None:
+        self.durable.launch()
+        self.hub.name = self.durable.executor_id
+        self.hub.events.start()
+        self.upkeep.start()
+
+    def close(self) -> bool:
+        """Stop everything; False when something would not stop and the process should end without it."""
+        self.hub.events.release()
+        self.upkeep.close()
+        is_parked = self.durable.close(_PARK_SECONDS)
+        self.hub.guests.close()
+        self.hub.conversations.shutdown(wait=False, cancel_futures=True)
+        self.hub.events.close()
+        self.hub.store.close()
+        return is_parked
+
+
+def build(settings: Settings) -> Parts:
+    """Every part, made of the settings; the database is migrated, nothing runs yet.
+
+    Raises ConfigurationError, DatabaseUnavailable. The Proxmox API need not answer.
+    """
+    store = Store(settings.hub_database_url)
+    store.migrate(settings.hub_home / "backups")
+    key_file = settings.ssh_key_file or settings.hub_home / "ssh" / "id_ed25519"
+    ensure_ssh_key(store, key_file, socket.gethostname())
+    given = settings.api_key.get_secret_value() if settings.api_key is not None else None
+    kept = read_secret(settings.credentials)
+    key = ensure_key(store, given, kept)
+    if kept is None:
+        write_secret(settings.credentials, key)
+    proxmox, guests, trees = _proxmox(settings), Guests(key_file), Trees(store)
+    durable = Durable(
+        settings.database_url or f"sqlite:///{settings.hub_home / 'durable.db'}",
+        home=settings.hub_home,
+        workers=settings.workers,
+        host=socket.gethostname(),
+    )
+    hub = Hub(
+        store=store,
+        trees=trees,
+        events=Events(store),
+        keys=Keys(store),
+        workflows=Workflows(_world(settings, store, trees, proxmox, guests, key_file), durable),
+        proxmox=proxmox,
+        guests=guests,
+        conversations=ThreadPoolExecutor(_CONVERSATIONS, thread_name_prefix="exec"),
+        name="",
+        home=settings.home,
+        node=settings.proxmox_node,
+        storage=settings.proxmox_storage,
+        image=settings.image,
+        guest_user=settings.guest_user,
+        vmids=range(settings.vmid_first, settings.vmid_last + 1),
+        min_free_bytes=int(settings.min_free_gb * 1e9),
+    )
+    return Parts(settings, hub, durable, Upkeep(hub), mount(hub))
+
+
+def mount(hub: Hub) -> ASGIApp:
+    """The doors of a hub as an ASGI application."""
+    app = FastAPI(
+        title="autovibe",
+        version=__version__,
+        docs_url=None,  # the page would load its scripts from elsewhere
+        redoc_url=None,
+        openapi_url=f"{v1.PREFIX}/openapi.json",
+        redirect_slashes=False,
+    )
+    app.state.hub = hub
+    app.state.traffic = traffic = Traffic()
+    app.state.watchtower = Watchtower()
+    api_errors.install(app)
+    v1.mount(app)
+    # Around the whole application: the framework's own middleware would leave out what it does when a route crashes.
+    return Requests(BodyLimit(KeyRequired(app, hub.keys, v1.OPEN_PATHS)), traffic)
+
+
+def _proxmox(settings: Settings) -> Proxmox:
+    fingerprint = settings.proxmox_fingerprint
+    token = settings.read_proxmox_token()
+    if settings.uses_embedded_node:
+        # The node writes both at its first start, which may be this very moment.
+        place = settings.node_home / "fingerprint"
+        deadline = time.monotonic() + _TOKEN_PATIENCE_SECONDS
+        while (token is None or not (fingerprint or place.exists())) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            token = settings.read_proxmox_token()
+        fingerprint = fingerprint or (place.read_text(encoding="utf-8").strip() if place.exists() else "")
+    if token is None or (settings.uses_embedded_node and not fingerprint):
+        raise ConfigurationError(
+            "The embedded node has never run in this home; start both with: autovibe up"
+            if settings.uses_embedded_node
+            else "There is no Proxmox API token; set 'proxmox_token_file' (or AUTOVIBE_PROXMOX_TOKEN)."
+        )
+    return Proxmox(
+        settings.hypervisor_url,
+        token,
+        node=settings.proxmox_node,
+        fingerprint=fingerprint,
+        ca_file=settings.proxmox_ca_file,
+    )
+
+
+def _world(
+    settings: Settings, store: Store, trees: Trees, proxmox: Proxmox, guests: Guests, private_key: Path
+) -> World:
+    is_emulated = settings.uses_embedded_node and not _has_kvm(settings)
+    return World(
+        store=store,
+        trees=trees,
+        proxmox=proxmox,
+        guests=guests,
+        storage=settings.proxmox_storage,
+        import_storage=settings.proxmox_import_storage,
+        pool=settings.proxmox_pool,
+        bridge=settings.proxmox_bridge,
+        image=settings.image,
+        guest_user=settings.guest_user,
+        cores=settings.guest_cores or (1 if is_emulated else 2),
+        memory_mb=settings.guest_memory_mb or (512 if is_emulated else 1024),
+        ssh_via=settings.ssh_via,
+        forward_port=settings.node_port + 1,
+        runs=settings.hub_home / "runs",
+        playbooks=asset("playbooks"),
+        private_key=private_key,
+        vmid_first=settings.vmid_first,
+        vmid_last=settings.vmid_last,
+        min_free_bytes=int(settings.min_free_gb * 1e9),
+        boot_deadline=settings.boot_deadline_seconds,
+        provision_deadline=settings.provision_deadline_seconds,
+    )
+
+
+def _has_kvm(settings: Settings) -> bool:
+    """A guess where the node has not probed; it only sizes machines."""
+    if settings.node_accel != "auto":
+        return settings.node_accel == "kvm"
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+# Serving
+
+
+class _Server(uvicorn.Server):
+    """Ends long polls and streams before it waits for the open requests. Signals are `serve`'s."""
+
+    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # uvicorn would raise the signal again after its end, and so end the process before the parts are closed
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._parts.hub.events.release()
+        await super().shutdown(sockets)
+
+
+class _Stop:
+    """The handler of SIGTERM and SIGINT: before the server runs it ends the process, then the server."""
+
+    def __init__(self) -> None:
+        self.server: uvicorn.Server | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.server is None:
+            raise SystemExit(0)
+        if not self.server.should_exit:
+            logger.info("The Hub stops: %s.", signal.Signals(number).name)
+            _leave_at(STOP_SECONDS - 0.5)
+        self.server.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Run a hub process in the foreground until SIGTERM or SIGINT. Raises ConfigurationError, DatabaseUnavailable."""
+    _require_safe_bind(settings)
+    settings.hub_home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _raise_open_files()
+    configure_logs(settings.hub_home / "hub.log", settings.log_level, _secrets(settings))
+    stop = _Stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    listener = _bind(settings)
+    pid_file = settings.hub_home / "hub.pid"
+    pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+    is_clean = True
+    try:
+        parts = build(settings)
+        try:
+            parts.start()
+            stop.server = make_server(parts)
+            logger.info("The Hub %s listens on %s.", __version__, settings.hub_url)
+            stop.server.run(sockets=[listener])
+        finally:
+            is_clean = parts.close()
+    except AutovibeError as error:
+        logger.error("The Hub cannot run: %s %s", error.message, error.log_detail)  # noqa: TRY400 - no defect
+        raise
+    except Exception:
+        logger.exception("The Hub met a defect and ends.")
+        raise
+    finally:
+        listener.close()
+        _remove_own(pid_file)
+    logger.info("The Hub has stopped.")
+    if not is_clean:
+        _leave("A step did not stop in time; it is run again at the next start.")
+
+
+def make_server(parts: Parts) -> uvicorn.Server:
+    """The HTTP server of built parts; `run(sockets=[…])` serves until it is told to exit."""
+    settings = parts.settings
+    config = uvicorn.Config(
+        parts.app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=int(_STREAMS_SECONDS),
+        timeout_keep_alive=30,
+        proxy_headers=settings.behind_proxy,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+    return _Server(config, parts)
+
+
+def _require_safe_bind(settings: Settings) -> None:
+    try:
+        is_loopback = ipaddress.ip_address(settings.hub_host).is_loopback
+    except ValueError:
+        is_loopback = settings.hub_host == "localhost"
+    if not is_loopback and settings.tls_certificate is None and not settings.behind_proxy:
+        raise ConfigurationError(
+            f"The Hub would listen on '{settings.hub_host}' and receive keys in the clear; set 'tls_certificate' and "
+            "'tls_key', or '--behind-proxy' when a proxy in front of it ends TLS."
+        )
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """The socket, bound and not yet listening: nobody connects before the Hub can answer."""
+    host, port = settings.hub_host, settings.hub_port
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The Hub cannot listen on {host}:{port}: {error.strerror}. See whether another one runs (autovibe status) "
+            "or choose another 'hub_port'."
+        ) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+def _raise_open_files() -> None:
+    """Connections to guests, clients and databases add up; the soft limit of 1024 is no limit of ours."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _secrets(settings: Settings) -> list[str]:
+    token = settings.read_proxmox_token() or ""
+    return [settings.read_api_key() or "", token, token.partition("=")[2]]
+
+
+def _remove_own(pid_file: Path) -> None:
+    try:
+        if pid_file.read_text(encoding="ascii").strip() == str(os.getpid()):
+            pid_file.unlink()
+    except OSError:
+        logger.debug("The pid file was gone already.")
+
+
+def _leave_at(seconds: float) -> None:
+    """The last resort: leave after so many seconds, whatever hangs. What was unfinished is then as after a kill."""
+    timer = threading.Timer(seconds, _leave, ("Something did not stop in time.",))
+    timer.daemon = True
+    timer.start()
+
+
+def _leave(reason: str) -> None:
+    logger.warning("%s The Hub leaves without it.", reason)
+    logging.shutdown()
+    os._exit(0)

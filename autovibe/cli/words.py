@@ -1,0 +1,86 @@
+"""The words of the command line, put together; and the one place where an error becomes an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from autovibe.cli import (
+    checkpoint,
+    config,
+    connection,
+    demo,
+    doctor,
+    image,
+    machine,
+    output,
+    project,
+    serve,
+    status,
+    up,
+)
+from autovibe.errors import AutovibeError
+from autovibe.version import __version__
+
+
+class Words(TyperGroup):
+    """Turns the errors of autovibe into a message and an exit status, for every word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        output.reset()
+        try:
+            return super().invoke(ctx)
+        except AutovibeError as error:
+            raise typer.Exit(output.failed(error)) from error
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader (head, less) has gone; nothing more can be said, also not at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+
+
+app = typer.Typer(
+    name="autovibe",
+    cls=Words,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"autovibe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    home: Annotated[Path | None, typer.Option(help="Where autovibe keeps everything (AUTOVIBE_HOME).")] = None,
+    url: Annotated[str | None, typer.Option(help="The Hub to talk to (AUTOVIBE_URL).")] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,  # noqa: ARG001
+) -> None:
+    """AI agents in virtual machines on your own Proxmox VE cluster, or on this machine without one.
+
+    First steps: [bold]autovibe demo[/bold] shows everything once; [bold]autovibe up[/bold] starts it for you to use.
+    """
+    connection.given(home=home, url=url)
+
+
+app.command("up", rich_help_panel="Run it")(up.up)
+app.command("down", rich_help_panel="Run it")(up.down)
+app.command("status", rich_help_panel="Run it")(status.status)
+app.command("doctor", rich_help_panel="Run it")(doctor.doctor)
+app.command("demo", rich_help_panel="Run it")(demo.demo)
+app.add_typer(project.app, name="project", rich_help_panel="Use it")
+app.add_typer(machine.app, name="machine", rich_help_panel="Use it")
+app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel="Use it")
+app.add_typer(image.app, name="image", rich_help_panel="Look after it")
+app.add_typer(config.app, name="config", rich_help_panel="Look after it")
+app.add_typer(serve.app, name="serve", rich_help_panel="Look after it")

@@ -1,0 +1,133 @@
+"""What a client can wait for, and how every accepting verb accepts: one transaction, then the workflow.
+
+`accept` is the only place where an order becomes an operation:
+
+    decide(session, attempt) -> Accepted     in one transaction, together with the row of the Idempotency-Key
+    commit
+    workflows.start(operation)               a hub killed before this leaves an accepted operation for upkeep
+
+Names, vmids, labels and keys are unique columns. Two orders that meet on one of them are told apart by the database:
+the one that comes second is decided again from the top, and then sees the first one's row.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, select
+
+from autovibe import schemas
+from autovibe.domain import IdempotencyKey, Operation
+from autovibe.domain.actor import Actor
+from autovibe.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch
+from autovibe.hub import Hub
+from autovibe.store import rows
+from autovibe.types import OperationKind
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 30
+
+
+@dataclass(frozen=True)
+class Once:
+    """An Idempotency-Key, with the hash of the request it came with."""
+
+    key: str
+    request_hash: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What was decided: the object to answer, and the operation to start, where there is one."""
+
+    object_uuid: UUID
+    operation: Operation | None = None
+
+
+def accept(hub: Hub, actor: Actor, once: Once | None, kind: str, decide: Callable[[Session, int], Accepted]) -> UUID:
+    """Carry out `decide` at most once for a key, and start what it accepted. Returns the object's uuid.
+
+    A repeat returns the first one's object and decides nothing. Raises IdempotencyMismatch when the key came with
+    another request, and whatever `decide` raises, in which case nothing is recorded.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            accepted, start = _decide(hub, actor, once, kind, decide, attempt)
+        except IntegrityError as error:
+            logger.debug("Two orders met on a unique column; deciding again: %s", error.orig)
+            time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311 - no secret
+            continue
+        if start is not None:
+            _start(hub, *start)
+        return accepted
+    raise Conflict("Too many requests compete for the same name or id; try again.")
+
+
+def _start(hub: Hub, operation: UUID, kind: OperationKind) -> None:
+    try:
+        hub.workflows.start(operation, kind)
+    except DatabaseUnavailable as error:  # the order stands; upkeep starts it
+        logger.warning("Operation %s is accepted and starts later: %s %s", operation, error.message, error.log_detail)
+
+
+def _decide(
+    hub: Hub,
+    actor: Actor,
+    once: Once | None,
+    kind: str,
+    decide: Callable[[Session, int], Accepted],
+    attempt: int,
+) -> tuple[UUID, tuple[UUID, OperationKind] | None]:
+    with hub.store.transaction() as session:
+        if once is not None and (repeated := _repeated(session, actor, once, kind)) is not None:
+            return repeated, None
+        accepted = decide(session, attempt)
+        if once is not None:
+            session.add(
+                IdempotencyKey(
+                    actor=actor.name,
+                    key=once.key,
+                    request_hash=once.request_hash,
+                    object_kind=kind,
+                    object_uuid=accepted.object_uuid,
+                )
+            )
+        session.flush()
+        operation = accepted.operation
+        start = (operation.uuid, OperationKind(operation.kind)) if operation is not None else None
+    return accepted.object_uuid, start
+
+
+def _repeated(session: Session, actor: Actor, once: Once, kind: str) -> UUID | None:
+    row = session.get(IdempotencyKey, (actor.name, once.key))
+    if row is None:
+        return None
+    if row.request_hash != once.request_hash or row.object_kind != kind:
+        raise IdempotencyMismatch(
+            f"The Idempotency-Key '{once.key}' was used for another request; send a new key.",
+            details={"idempotency_key": once.key},
+        )
+    return row.object_uuid
+
+
+def show(hub: Hub, uuid: UUID) -> schemas.Operation:
+    """Raises NotFound."""
+    with hub.store.reading() as session:
+        return schemas.Operation.model_validate(rows.get(session, Operation, uuid))
+
+
+def unfinished(session: Session, machine: UUID, kind: OperationKind) -> Operation | None:
+    """The operation of that kind the machine has, accepted or running."""
+    statement = select(Operation).where(
+        Operation.machine_uuid == machine,
+        Operation.kind == kind,
+        col(Operation.finished_at).is_(None),
+    )
+    return session.exec(statement).first()

@@ -1,0 +1,268 @@
+"""The VMs' processes: started as daemons that outlive the node, found again by pid file, driven through QMP.
+
+A pid file may be stale and its number taken by another process, so a process counts as ours only while its command
+line names that very pid file.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autovibe.node import accel as accelerators
+from autovibe.node import command_line
+from autovibe.node.agent import Agent, AgentError
+from autovibe.node.command_line import ConfigError
+from autovibe.node.monitor import Monitor, MonitorError
+
+__all__ = ["Agent", "ConfigError", "Monitor", "MonitorError", "Qemu", "QemuError", "forward_address"]
+
+_START_SECONDS = 60
+_LOCK_RETRY_SECONDS = 10.0
+_QUIT_SECONDS = 5.0
+_CONSOLE_BYTES = 256 << 10
+
+
+class QemuError(Exception):
+    """A VM could not be started or stopped; the text is the task's error."""
+
+
+def forward_address(vmid: int) -> str:
+    """The loopback address whose forward port leads to the guest's SSH: `127.x.y.z` made of the vmid, never 127.0."""
+    return f"127.{1 + vmid // 65536 % 254}.{vmid // 256 % 256}.{vmid % 256}"
+
+
+class Qemu:
+    """The QEMU processes of one node. `home` keeps pid files, `run` (a short path) the sockets."""
+
+    def __init__(self, home: Path, run: Path, *, accel: str = "auto", forward_port: int) -> None:
+        if accel not in ("auto", "kvm", "tcg"):
+            raise ValueError(f"accel is 'auto', 'kvm' or 'tcg', not '{accel}'.")
+        self.accel = accel
+        self.forward_port = forward_port
+        self._home = home.absolute()
+        self._run = run.absolute()
+        self._monitors: dict[int, Monitor] = {}
+        self._lock = threading.Lock()
+        self._console_lock = threading.Lock()
+        self._children: dict[int, subprocess.Popen[bytes]] = {}  # those this process must reap
+
+    def probe(self) -> str:
+        """Settle on the accelerator, `kvm` or `tcg`; takes some seconds when it must be tried."""
+        if self.accel == "auto":
+            self._home.mkdir(parents=True, exist_ok=True)
+            self.accel = accelerators.probe(self._home)
+        return self.accel
+
+    # Life
+
+    def start(self, vmid: int, config: Mapping[str, str], drives: Mapping[str, Path]) -> None:
+        """Start a VM. `drives` gives the file of each of the config's drives; an empty disc drive has none.
+
+        Raises QemuError, with QEMU's own words in it.
+        """
+        if self.is_running(vmid):
+            raise QemuError(f"VM {vmid} already running")
+        for folder in (self._pids, self._run):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        places = self._places(vmid)
+        self._forget(vmid)
+        forward = (forward_address(vmid), self.forward_port)
+        try:
+            argv = command_line.build(vmid, config, drives, places, accel=self.probe(), forward=forward)
+        except (ConfigError, ValueError) as error:
+            raise QemuError(f"start failed: {error}") from error
+        deadline = time.monotonic() + _LOCK_RETRY_SECONDS
+        while (reason := self._launch(vmid, argv)) is not None:
+            if "lock" not in reason or time.monotonic() > deadline:  # a merge of layers may just be ending
+                raise QemuError(f"start failed: {reason}")
+            time.sleep(0.5)
+        for key, value in config.items():
+            if key.startswith("net") and command_line.options(value).get("link_down") == "1":
+                self.monitor(vmid).execute("set_link", name=key, up=False)
+
+    def stop(self, vmid: int) -> None:
+        """End a VM's process at once, as pulling the plug does. A stopped VM is left as it is."""
+        with contextlib.suppress(MonitorError):
+            if self.is_running(vmid):
+                self._save_console(vmid)
+                self.monitor(vmid).execute("quit")
+        for end in (None, signal.SIGTERM, signal.SIGKILL):
+            pid = self.pid(vmid)
+            if pid is None:
+                break
+            if end is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, end)
+            self._await_end(vmid, _QUIT_SECONDS)
+        if self.is_running(vmid):
+            raise QemuError(f"VM {vmid} could not be stopped")
+        self._forget(vmid)
+
+    def powerdown(self, vmid: int) -> None:
+        """Ask the guest to shut down, through its agent or else the power button; returns at once."""
+        try:
+            self.agent(vmid).ping()
+            self.agent(vmid).call("shutdown")
+        except AgentError:
+            self.monitor(vmid).execute("system_powerdown")
+
+    def reset(self, vmid: int) -> None:
+        self.monitor(vmid).execute("system_reset")
+
+    def suspend(self, vmid: int) -> None:
+        self.monitor(vmid).execute("stop")
+
+    def resume(self, vmid: int) -> None:
+        self.monitor(vmid).execute("cont")
+
+    # Facts
+
+    def pid(self, vmid: int) -> int | None:
+        """The VM's process, None when it is not running."""
+        file = self._places(vmid).pid
+        if child := self._children.get(vmid):
+            child.poll()
+        try:
+            pid = int(file.read_text())
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            return None
+        return pid if os.fsencode(file) in words else None  # a zombie has no words
+
+    def is_running(self, vmid: int) -> bool:
+        return self.pid(vmid) is not None
+
+    def running(self) -> list[int]:
+        """The vmids of all VMs that run, also those a former node started."""
+        found = (int(file.stem) for file in self._pids.glob("*.pid") if file.stem.isdecimal())
+        return sorted(vmid for vmid in found if self.is_running(vmid))
+
+    def started_at(self, vmid: int) -> float | None:
+        """Seconds since the epoch, None when it is not running."""
+        pid = self.pid(vmid)
+        try:
+            return psutil.Process(pid).create_time() if pid is not None else None
+        except psutil.NoSuchProcess:
+            return None
+
+    def status(self, vmid: int) -> dict[str, Any]:
+        """What a running VM is and uses: `qmpstatus`, `running-qemu`, `running-machine`, `pid`, `uptime` (seconds),
+        `cpu` (share of one core since its start), `mem` (bytes), `diskread`, `diskwrite` (bytes); {} when stopped.
+        """
+        pid = self.pid(vmid)
+        if pid is None:
+            return {}
+        try:
+            monitor = self.monitor(vmid)
+            state = monitor.execute("query-status")["status"]
+            version = "{major}.{minor}.{micro}".format(**monitor.execute("query-version")["qemu"])
+            disks = [each["stats"] for each in monitor.execute("query-blockstats")]
+            process = psutil.Process(pid)
+            times, age = process.cpu_times(), max(time.time() - process.create_time(), 0.001)
+            return {
+                "qmpstatus": state,
+                "running-qemu": version,
+                "pid": pid,
+                "uptime": int(age),
+                "cpu": (times.user + times.system) / age,
+                "mem": process.memory_info().rss,
+                "diskread": sum(each["rd_bytes"] for each in disks),
+                "diskwrite": sum(each["wr_bytes"] for each in disks),
+            }
+        except (MonitorError, psutil.NoSuchProcess):
+            return {} if not self.is_running(vmid) else {"qmpstatus": "running", "pid": pid}
+
+    def console(self, vmid: int) -> str:
+        """The end of what the guest wrote to its serial console, 256 KiB at most; also after it stopped."""
+        with contextlib.suppress(MonitorError):
+            if self.is_running(vmid):
+                self._save_console(vmid)
+        with contextlib.suppress(FileNotFoundError):
+            return self._console(vmid).read_bytes().decode("utf-8", "replace")
+        return ""
+
+    # Doors into a VM
+
+    def monitor(self, vmid: int) -> Monitor:
+        """The VM's QMP socket; shared by all threads. It connects at the first command."""
+        with self._lock:
+            if vmid not in self._monitors:
+                self._monitors[vmid] = Monitor(self._places(vmid).qmp, vmid)
+            return self._monitors[vmid]
+
+    def agent(self, vmid: int) -> Agent:
+        return Agent(self._places(vmid).agent)
+
+    # Inside
+
+    @property
+    def _pids(self) -> Path:
+        return self._home / "run"
+
+    def _places(self, vmid: int) -> command_line.Places:
+        return command_line.Places(self._pids / f"{vmid}.pid", self._run / f"{vmid}.qmp", self._run / f"{vmid}.agent")
+
+    def _console(self, vmid: int) -> Path:
+        return self._pids / f"{vmid}.console"
+
+    def _save_console(self, vmid: int) -> None:
+        """Move QEMU's ring buffer (which reading empties) to a file that is as bounded as the buffer."""
+        with self._console_lock:
+            new = self.monitor(vmid).execute("ringbuf-read", device="console", size=_CONSOLE_BYTES, format="base64")
+            file = self._console(vmid)
+            old = file.read_bytes() if file.exists() else b""
+            file.write_bytes((old + base64.b64decode(new))[-_CONSOLE_BYTES:])
+
+    def _launch(self, vmid: int, argv: list[str]) -> str | None:
+        """Start QEMU in a session of its own, so that it outlives the node: None once it answers, else why not.
+
+        Not by `-daemonize`, whose fork the sandbox (spawn=deny) forbids. What it writes to stderr later is not kept:
+        a guest can provoke messages without end.
+        """
+        reader, writer = os.pipe()
+        with open(reader, "rb") as errors:
+            try:
+                child = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, start_new_session=True, cwd="/"
+                )
+            except FileNotFoundError:
+                return "qemu-system-x86_64 is not installed; run: apt install qemu-system-x86 qemu-utils"
+            finally:
+                os.close(writer)
+            deadline = time.monotonic() + _START_SECONDS
+            while child.poll() is None:
+                with contextlib.suppress(MonitorError):
+                    self.monitor(vmid).execute("query-status")
+                    self._children[vmid] = child
+                    return None
+                if time.monotonic() > deadline:
+                    child.kill()
+                    child.wait()
+                    return f"QEMU did not answer within {_START_SECONDS} s"
+                time.sleep(0.02)
+            text = errors.read().decode("utf-8", "replace").strip()
+        return text.replace("qemu-system-x86_64: ", "") or f"QEMU exited with code {child.returncode}"
+
+    def _await_end(self, vmid: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.is_running(vmid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _forget(self, vmid: int) -> None:
+        """Drop what a VM's last process left behind."""
+        with self._lock:
+            if monitor := self._monitors.pop(vmid, None):
+                monitor.close()
+        for path in self._places(vmid):
+            path.unlink(missing_ok=True)

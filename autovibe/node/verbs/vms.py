@@ -1,0 +1,110 @@
+"""What a VM is and how it is: lists, status, index."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import psutil
+
+from autovibe.node import drives
+from autovibe.node.options import OPTIONS, typed
+from autovibe.node.parameters import split_properties
+from autovibe.node.state import Call, State, is_agent_enabled
+from autovibe.node.vmconfig import Config
+
+
+def index(state: State, call: Call) -> list[dict[str, str]]:
+    state.configs.load(call.vmid)
+    names = ("agent", "clone", "cloudinit", "config", "feature", "pending", "resize", "snapshot", "status", "template")
+    return [{"subdir": name} for name in names]
+
+
+def status_index(state: State, call: Call) -> list[dict[str, str]]:
+    state.configs.load(call.vmid)
+    return [{"subdir": name} for name in ("current", "start", "stop", "shutdown", "reboot", "reset", "suspend")]
+
+
+def list_all(state: State, call: Call) -> list[dict[str, Any]]:
+    """VMs as the node's list shows them; `full` adds what QEMU itself says."""
+    found = facts_of_all(state)
+    if call.get("full"):
+        return [{**vm, "qmpstatus": _qmp_status(state, vm)} for vm in found]
+    return found
+
+
+def facts_of_all(state: State) -> list[dict[str, Any]]:
+    configs = ((vmid, state.configs.find(vmid)) for vmid in state.configs.vmids())
+    return [facts(state, vmid, config) for vmid, config in configs if config is not None]
+
+
+def facts(state: State, vmid: int, config: Config) -> dict[str, Any]:
+    """Bytes and seconds; `template`, `lock`, `tags`, `serial` and `pid` only where there is one."""
+    is_running = state.qemu.is_running(vmid)
+    sockets = int(config.get("sockets", "1"))
+    found: dict[str, Any] = {
+        "vmid": vmid,
+        "name": config.get("name") or f"VM {vmid}",
+        "status": "running" if is_running else "stopped",
+        "cpus": int(config.get("vcpus") or int(config.get("cores", "1")) * sockets),
+        "maxmem": memory_mb(config) << 20,
+        "maxdisk": drives.boot_disk_size(config.values),
+        **dict.fromkeys(("cpu", "mem", "memhost", "uptime", "disk", "netin", "netout"), 0),
+    }
+    if config.is_template:
+        found["template"] = 1
+    if any(key.startswith("serial") for key in config.values):
+        found["serial"] = 1
+    found |= {key: config.values[key] for key in ("lock", "tags") if config.get(key)}
+    return found | _usage(state, vmid) if is_running else found
+
+
+def memory_mb(config: Config) -> int:
+    properties = split_properties(OPTIONS["memory"].form, config.get("memory", "512"))  # type: ignore[arg-type]
+    return int(properties["current"])
+
+
+def _usage(state: State, vmid: int) -> dict[str, Any]:
+    pid, started = state.qemu.pid(vmid), state.qemu.started_at(vmid)
+    if pid is None:
+        return {}
+    usage: dict[str, Any] = {"pid": pid, "uptime": int(time.time() - started) if started else 0}
+    try:
+        process = _process(pid, started)
+        memory = process.memory_info().rss
+        cpu = process.cpu_percent(None) / 100 / (psutil.cpu_count() or 1)
+    except psutil.Error:  # it ended in this moment
+        return usage
+    return usage | {"mem": memory, "memhost": memory, "cpu": cpu}
+
+
+@functools.lru_cache(maxsize=512)
+def _process(pid: int, _started: float | None) -> psutil.Process:
+    """The same object each time: the processor's use is counted from one call to the next."""
+    return psutil.Process(pid)
+
+
+def current(state: State, call: Call) -> dict[str, Any]:
+    config = state.configs.load(call.vmid)
+    found = facts(state, call.vmid, config)
+    found |= {"ha": {"managed": 0}, "clipboard": None, "qmpstatus": "stopped"}
+    if is_agent_enabled(config):
+        found["agent"] = 1
+    if found["status"] == "running":
+        found |= {"diskread": 0, "diskwrite": 0, **state.qemu.status(call.vmid)}
+    return found
+
+
+def _qmp_status(state: State, vm: dict[str, Any]) -> str:
+    if vm["status"] != "running":
+        return "stopped"
+    return str(state.qemu.status(vm["vmid"]).get("qmpstatus", "running"))
+
+
+def typed_values(values: dict[str, str]) -> dict[str, Any]:
+    """A configuration as the API gives it: numbers as numbers, the password hidden."""
+    found = {key: typed(key, text) for key, text in values.items() if key != "snapstate"}
+    if "cipassword" in found:
+        found["cipassword"] = "**********"
+    return found

@@ -1,0 +1,234 @@
+"""The Hub's database: SQLite in a file, or PostgreSQL by URL, behind two doors and nothing else.
+
+    with store.transaction() as session: …   one write transaction, committed at its end, rolled back by an exception
+    with store.reading() as session: …       one consistent view; a write in it fails
+
+Nobody calls commit. Rows stay usable after their transaction (`expire_on_commit=False`).
+
+SQLite has one writer at a time, so writes queue in the order they were asked for (`Turn`) and begin with BEGIN IMMEDIATE:
+a transaction that reads and then writes never fails with "database is locked" halfway. `synchronous=FULL` is on purpose: the
+Hub answers 201 and starts VMs after a commit, and a power cut that takes a row back would leave a VM nobody knows.
+On PostgreSQL writes are READ COMMITTED, readings REPEATABLE READ READ ONLY.
+
+Errors of the driver that mean "not now" (unreachable, locked, deadlock, no connection free) leave as DatabaseUnavailable, a
+full disk as InsufficientSpace; everything else, IntegrityError above all, leaves as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
+from sqlmodel import Session
+
+from autovibe.errors import ConfigurationError, DatabaseUnavailable, InsufficientSpace, InternalError
+from autovibe.store.turn import Turn
+
+__all__ = ["Store", "migration_engine"]
+
+PATIENCE_SECONDS = 30.0
+"""How long a transaction waits for its turn, a lock or a connection before it gives up."""
+
+_RETRYABLE = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03")  # PostgreSQL, appendix A: error codes
+_DISK_FULL = "53100"
+
+
+class Store:
+    """One database. Thread-safe; a process opens it once. `after_commit` callbacks run after each committed write
+    transaction, in the thread that made it; they must be quick and must not raise."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigurationError for a URL that names no SQLite file and no PostgreSQL database. Connects at first use."""
+        self.url = _parse(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.after_commit: list[Callable[[], None]] = []
+        self._turn = Turn()
+        self._inside = threading.local()
+
+    @property
+    def path(self) -> Path:
+        """The SQLite file."""
+        return Path(self.url.database or "")
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What write transactions use. On SQLite its pool is one connection, as there is one writer."""
+        if not self.is_sqlite:
+            return _postgres_engine(self.url)
+        return _sqlite_engine(self.url, begin="BEGIN IMMEDIATE", pool_size=1, max_overflow=2)
+
+    @cached_property
+    def _reader(self) -> Engine:
+        if not self.is_sqlite:
+            return self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        return _sqlite_engine(self.url, begin="BEGIN", pool_size=16, max_overflow=64, pragmas=("query_only=ON",))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One write transaction. It does not nest (InternalError). Raises DatabaseUnavailable, InsufficientSpace."""
+        with self._translated(), self._my_turn():
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        for notify in self.after_commit:
+            notify()
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """One consistent view of everything committed. Raises DatabaseUnavailable; InternalError for rows changed in it."""
+        with self._translated(), Session(self._reader, expire_on_commit=False, autoflush=False) as session:
+            yield session
+            if session.new or session.deleted or any(session.is_modified(row) for row in session.dirty):
+                raise InternalError("A reading changed rows; such changes belong into a transaction.")
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A reading below the ORM, for the few places where bytes are moved in bulk."""
+        with self._translated(), self._reader.connect() as connection:
+            yield connection
+
+    def check(self) -> float:
+        """The seconds that one question to the database takes. Raises DatabaseUnavailable."""
+        start = time.perf_counter()
+        with self.connection() as connection:
+            connection.execute(text("SELECT 1"))
+        return time.perf_counter() - start
+
+    def migrate(self, backups: Path) -> None:
+        """Bring the schema to this version's, see `store.schema.migrate`."""
+        from autovibe.store.schema import migrate
+
+        with self._translated():
+            migrate(self, backups)
+
+    def close(self) -> None:
+        """Close every connection; the store may be used again after."""
+        for name in ("_reader", "engine"):
+            engine = self.__dict__.pop(name, None)
+            if engine is not None:
+                engine.dispose()
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        if getattr(self._inside, "transaction", False):
+            raise InternalError("A transaction was begun inside another one of the same thread.")
+        if self.is_sqlite and not self._turn.take(PATIENCE_SECONDS):
+            raise DatabaseUnavailable(f"The database '{self.path}' was busy for {PATIENCE_SECONDS:.0f} s; try again.")
+        self._inside.transaction = True
+        try:
+            yield
+        finally:
+            self._inside.transaction = False
+            if self.is_sqlite:
+                self._turn.give()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except (DBAPIError, NoConnectionFree) as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: SQLAlchemyError) -> Exception:
+        """The error as a caller can act on it; one that is a defect comes back as it is."""
+        name = self.url.render_as_string(hide_password=True)
+        cause = getattr(error, "orig", None)
+        words = str(cause or error).strip().splitlines()[0][:300]
+        code = str(getattr(cause, "sqlstate", None) or "")
+        if "disk is full" in words or code == _DISK_FULL:
+            return InsufficientSpace(
+                f"The disk of the database '{name}' is full; nothing was changed.", log_detail=words
+            )
+        is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        is_unreachable = type(cause).__name__ == "OperationalError" and not code and not self.is_sqlite
+        is_busy = any(sign in words for sign in ("is locked", "unable to open", "disk I/O error", "table is locked"))
+        if is_lost or is_unreachable or is_busy or code in _RETRYABLE or isinstance(error, NoConnectionFree):
+            return DatabaseUnavailable(f"The database '{name}' does not answer now; try again.", log_detail=words)
+        return error
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(
+            "The setting 'database_url' is no database URL; use postgresql://user@host/name."
+        ) from error
+    backend = parsed.get_backend_name()
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise ConfigurationError(
+            f"The database '{parsed.render_as_string(hide_password=True)}' is neither a SQLite file (sqlite:///path) "
+            "nor PostgreSQL (postgresql://user@host/name)."
+        )
+    return parsed.set(drivername="sqlite")
+
+
+def _postgres_engine(url: URL) -> Engine:
+    return create_engine(
+        url,
+        pool_size=10,
+        max_overflow=30,
+        pool_timeout=PATIENCE_SECONDS,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 10,
+            "application_name": "autovibe",
+            "keepalives_idle": 30,
+            "options": f"-c lock_timeout={int(PATIENCE_SECONDS)}s -c timezone=UTC",
+        },
+    )
+
+
+def _sqlite_engine(url: URL, *, begin: str, pool_size: int, max_overflow: int, pragmas: tuple[str, ...] = ()) -> Engine:
+    _create_privately(Path(url.database or ""))
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        pool_timeout=PATIENCE_SECONDS,
+        # isolation_level None: the driver begins nothing by itself, the event below does.
+        connect_args={"timeout": PATIENCE_SECONDS, "check_same_thread": False, "isolation_level": None},
+    )
+    settings = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864", *pragmas)
+
+    def prepare(connection: Any, _record: Any) -> None:
+        for setting in settings:
+            connection.execute(f"PRAGMA {setting}").close()
+
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine, "connect", prepare)
+    event.listen(engine, "begin", start)
+    return engine
+
+
+def migration_engine(url: URL) -> Engine:
+    """A single connection for migrations. On SQLite without foreign keys: they rebuild tables others refer to."""
+    if url.get_backend_name() != "sqlite":
+        return _postgres_engine(url)
+    return _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1, max_overflow=0, pragmas=("foreign_keys=OFF",))
+
+
+def _create_privately(path: Path) -> None:
+    """SQLite would make the file readable by everyone; its -wal and -shm take the file's mode."""
+    if path.exists():
+        return
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise DatabaseUnavailable(f"The database '{path}' cannot be made: {error.strerror}.") from error

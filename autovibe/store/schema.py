@@ -1,0 +1,169 @@
+"""Migrations: one process at a time, a backup before, a newer schema refused.
+
+The lock is a file lock beside a SQLite database and an advisory lock in PostgreSQL; whoever waits for it finds the work
+done. All pending migrations run in one transaction on both databases, so a failed one changes nothing. The backup of a SQLite
+file is a copy made by SQLite's online backup; of a PostgreSQL database, one by `pg_dump` where that is installed and as new
+as the server (otherwise the log says that there is none: back up a shared server by its own means). The last 5 are kept.
+To go back: stop the Hub, put the copy in the database's place (`pg_restore --clean` for PostgreSQL), start the old version.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, select, text
+
+from autovibe.domain.columns import now
+from autovibe.errors import ConfigurationError, DatabaseUnavailable, InternalError
+from autovibe.store import Store, migration_engine
+from autovibe.store.tables import schema_history
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 120
+KEPT_BACKUPS = 5
+_ADVISORY_LOCK = 0x6175746F  # any number that is ours: "auto"
+
+
+def migrate(store: Store, backups: Path) -> None:
+    """Bring the schema to this version's. Raises ConfigurationError for a schema of a newer autovibe, DatabaseUnavailable
+    when another process is still at it after two minutes."""
+    engine = migration_engine(store.url)
+    try:
+        with _file_lock(store), engine.connect() as connection, connection.begin():
+            if not store.is_sqlite:
+                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            _upgrade(store, connection, backups)
+    finally:
+        engine.dispose()
+
+
+def head() -> str:
+    """The revision this version of autovibe needs."""
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def _upgrade(store: Store, connection: Connection, backups: Path) -> None:
+    config = _config()
+    script = ScriptDirectory.from_config(config)
+    known = [step.revision for step in reversed(list(script.walk_revisions()))]
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current == known[-1]:
+        return
+    if current is not None and current not in known:
+        raise _too_new(connection, current, known[-1])
+    if current is not None:
+        backup(store, backups, current)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    pending = known[known.index(current) + 1 :] if current else known
+    made = {"autovibe": _version(), "migrated_at": now()}
+    connection.execute(schema_history.insert(), [{"revision": revision, **made} for revision in pending])
+    if store.is_sqlite and (orphans := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()):
+        raise InternalError(f"The migration to '{known[-1]}' would leave {len(orphans)} rows without their parents.")
+    log.info("The database schema is now %s (was %s).", known[-1], current or "empty")
+
+
+def _too_new(connection: Connection, current: str, ours: str) -> ConfigurationError:
+    version = None
+    if inspect(connection).has_table(schema_history.name):
+        query = select(schema_history.c.autovibe).where(schema_history.c.revision == current)
+        version = connection.execute(query).scalar_one_or_none()
+    needed = f"autovibe {version} or newer" if version else "the newer autovibe that wrote it"
+    return ConfigurationError(
+        f"The database has schema '{current}', this autovibe ({_version()}) knows schemas up to '{ours}'. "
+        f"Install {needed}, or put a backup of the older schema in its place.",
+        details={"schema": current, "known": ours, "needs": version},
+    )
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("autovibe")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+        return "0"
+
+
+@contextmanager
+def _file_lock(store: Store) -> Iterator[None]:
+    if not store.is_sqlite:
+        yield
+        return
+    deadline = time.monotonic() + LOCK_SECONDS
+    with store.path.with_name(store.path.name + ".lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    message = f"Another process has been migrating '{store.path}' for {LOCK_SECONDS} s; try again."
+                    raise DatabaseUnavailable(message) from None
+                time.sleep(0.05)
+        yield
+
+
+def backup(store: Store, backups: Path, label: str) -> Path | None:
+    """Copy the database into `backups` and keep the last 5 copies; None where PostgreSQL cannot be dumped from here."""
+    backups.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ending = "db" if store.is_sqlite else "dump"
+    target = backups / f"autovibe-{now():%Y%m%dT%H%M%S.%fZ}-{label}.{ending}"
+    partial = target.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    if store.is_sqlite:
+        _copy(store.path, partial)
+    elif not _dump(store, partial):
+        partial.unlink()
+        return None
+    partial.replace(target)
+    for old in sorted(backups.glob(f"autovibe-*.{ending}"))[:-KEPT_BACKUPS]:
+        old.unlink()
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as origin, closing(sqlite3.connect(target)) as copy:
+        origin.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE").close()  # one file, without a -wal beside it
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _dump(store: Store, target: Path) -> bool:
+    program = shutil.which("pg_dump")
+    if program is None:
+        log.warning("pg_dump is not installed, so the PostgreSQL database is migrated without a backup by autovibe.")
+        return False
+    password = store.url.password
+    url = store.url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}
+    argv = [program, "--format=custom", "--no-password", f"--file={target}", f"--dbname={url}"]
+    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        log.warning(
+            "pg_dump ended with status %d, so there is no backup: %s", ended.returncode, ended.stderr.strip()[-500:]
+        )
+    return ended.returncode == 0

@@ -1,0 +1,3 @@
+"""The version, said once: the build, the API and the CLI read it here."""
+
+__version__ = "0.1.0"

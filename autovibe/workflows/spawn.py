@@ -1,0 +1,361 @@
+"""Spawn: a VM is cloned from a checkpoint, reached, provisioned and given its prompt.
+
+The machine's row says what is known (vmid, address, host key). A terminate in the meantime sets the row's `wanted`; the
+workflow then backs out. When it fails, no VM, disk or allotted vmid is left.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import select
+
+from autovibe.domain import Allotment, Checkpoint, HubKey, Machine, Operation
+from autovibe.domain.columns import now
+from autovibe.domain.machine import WANTED_RUNNING, WANTED_TERMINATED
+from autovibe.domain.machine_type import machine_type
+from autovibe.errors import (
+    AutovibeError,
+    InternalError,
+    LimitExceeded,
+    NotYet,
+    OperationFailed,
+    ProvisionFailed,
+)
+from autovibe.guest import File, agent, identity
+from autovibe.guest.links import HostKeyChanged
+from autovibe.hypervisor import VmidTaken, change, read
+from autovibe.store import rows
+from autovibe.types import ArtefactKind, CheckpointStatus, MachineStatus
+from autovibe.workflows import vms
+from autovibe.workflows.engine import Step, Workflow, end_in, unwanted
+from autovibe.workflows.world import World
+
+_log = logging.getLogger(__name__)
+
+_LOST_RUNS = 3  # times a playbook run may vanish with its process before the step fails
+
+
+def clone(world: World, operation_uuid: UUID) -> None:
+    """A linked clone where the storage can make one from the artefact, else a full one."""
+    _, machine = vms.machine_of(world, operation_uuid)
+    checkpoint = _origin(world, machine)
+    vmid, source = vms.vmid_of(machine), checkpoint.vmid
+    assert source is not None  # noqa: S101 - _origin looked
+    if (operation_uuid, "clone") not in world.tasks and read.find_vm(world.proxmox, vmid) is None:
+        vms.require_space(world)
+    is_template = checkpoint.artefact_kind == ArtefactKind.template
+    snapshot = None if is_template else checkpoint.snapshot
+
+    def begin() -> str | None:
+        is_linked = is_template or read.has_feature(world.proxmox, source, "clone", snapshot)
+        return change.clone(
+            world.proxmox,
+            source=source,
+            vmid=vmid,
+            owner=machine.uuid,
+            name=vm_name(machine.name),
+            snapshot=snapshot,
+            full=not is_linked,
+            storage=None if is_linked else world.storage,
+            pool=world.pool,
+            description=f"Machine '{machine.name}' of autovibe.",
+        )
+
+    try:
+        vms.run_task(world, operation_uuid, "clone", vmid, begin)
+    except VmidTaken:
+        allot_another(world, machine)
+        raise NotYet(f"vmid {vmid} is taken by another VM; another one was allotted") from None
+
+
+def _origin(world: World, machine: Machine) -> Checkpoint:
+    with world.store.reading() as session:
+        if machine.checkpoint_uuid is None:
+            raise InternalError(f"Machine '{machine.name}' has no checkpoint to be spawned from.")
+        checkpoint = rows.get(session, Checkpoint, machine.checkpoint_uuid)
+    if checkpoint.status != CheckpointStatus.ready or checkpoint.vmid is None:
+        raise OperationFailed(f"Checkpoint '{checkpoint.uuid}' is {checkpoint.status} and cannot be spawned from.")
+    return checkpoint
+
+
+def vm_name(name: str) -> str:
+    """The machine's name as a DNS name, which is what Proxmox takes: 63 of letters, digits, dots and hyphens."""
+    labels = [label.strip("-") for label in name.replace("_", "-").split(".")]
+    return ".".join(label for label in labels if label)[:63].strip("-.") or "machine"
+
+
+def allot_another(world: World, machine: Machine) -> None:
+    """Give the machine a vmid that neither the Hub nor Proxmox uses. Raises LimitExceeded when the range has none."""
+    taken = read.taken_vmids(world.proxmox)
+    while True:
+        try:
+            with world.store.transaction() as session:
+                row = rows.get(session, Machine, machine.uuid)
+                if row.vmid != machine.vmid:
+                    return  # an earlier call of this step did it
+                used = taken | set(session.exec(select(Allotment.vmid)))
+                free = next((v for v in range(world.vmid_first, world.vmid_last + 1) if v not in used), None)
+                if free is None:
+                    raise LimitExceeded(
+                        f"No vmid is free between {world.vmid_first} and {world.vmid_last}; terminate machines, or "
+                        "widen the range with the settings 'vmid_first' and 'vmid_last'.",
+                        details={"vmid_first": world.vmid_first, "vmid_last": world.vmid_last},
+                    )
+                allotment = session.get(Allotment, row.vmid) if row.vmid is not None else None
+                if allotment is not None and allotment.owner_uuid == machine.uuid:
+                    session.delete(allotment)
+                session.add(Allotment(vmid=free, owner_uuid=machine.uuid))
+                row.vmid = free
+                session.add(row)
+        except IntegrityError:
+            continue  # another spawn was quicker
+        return
+
+
+def remove_vm(world: World, operation_uuid: UUID) -> None:
+    _, machine = vms.machine_of(world, operation_uuid)
+    if machine.vmid is not None:
+        vms.remove(world, operation_uuid, machine.vmid, machine.uuid)
+    vms.release_vmids(world, machine.uuid)
+
+
+def configure(world: World, operation_uuid: UUID) -> None:
+    _, machine = vms.machine_of(world, operation_uuid)
+    kind = machine_type(machine.type)
+    with world.store.reading() as session:
+        keys = sorted(session.exec(select(HubKey.public_key)))
+    change.configure(
+        world.proxmox,
+        vms.vmid_of(machine),
+        ciuser=world.guest_user,
+        sshkeys="\n".join(keys),
+        ipconfig0="ip=dhcp",
+        ciupgrade=False,
+        agent=True,
+        cores=kind.cores or world.cores,
+        memory=kind.memory_mb or world.memory_mb,
+        tags="autovibe",
+    )
+
+
+def start(world: World, operation_uuid: UUID) -> None:
+    _, machine = vms.machine_of(world, operation_uuid)
+    vmid = vms.vmid_of(machine)
+    vms.run_task(world, operation_uuid, "start", vmid, lambda: change.start(world.proxmox, vmid))
+
+
+def reach(world: World, operation_uuid: UUID) -> None:
+    """First contact: the host key that answers is pinned in the machine's row."""
+    _, machine = vms.machine_of(world, operation_uuid)
+    vmid = vms.vmid_of(machine)
+    if vms.is_due(world, operation_uuid, 5.0):
+        vm = read.find_vm(world.proxmox, vmid)
+        if vm is None or vm.status != "running":
+            state = "gone" if vm is None else vm.status
+            raise OperationFailed(f"VM {vmid} of machine '{machine.name}' is {state} instead of booting.")
+    host, port = read.guest_address(world.proxmox, vmid, via=world.ssh_via, forward_host_port=world.forward_port)
+    host_key = world.guests.reach(host, port, world.guest_user)
+    _pin(world, machine.uuid, address=host, port=port, host_key=host_key)
+    world.asked_at.pop(operation_uuid, None)
+
+
+def _pin(world: World, machine_uuid: UUID, **values: Any) -> None:
+    with world.store.transaction() as session:
+        row = rows.get(session, Machine, machine_uuid)
+        for name, value in values.items():
+            setattr(row, name, value)
+        session.add(row)
+
+
+def explain_reach(world: World, operation_uuid: UUID) -> str:
+    _, machine = vms.machine_of(world, operation_uuid)
+    vmid = vms.vmid_of(machine)
+    vm = read.find_vm(world.proxmox, vmid)
+    try:
+        host, port = read.guest_address(world.proxmox, vmid, via=world.ssh_via, forward_host_port=world.forward_port)
+        place = f"SSH at {host}:{port} did not answer"
+    except NotYet:
+        place = "the guest told no address"
+    return f"VM {vmid} is {vm.status if vm else 'gone'}; {place}."
+
+
+def identify(world: World, operation_uuid: UUID) -> None:
+    """A host name, machine id and host keys of its own, for a clone has its origin's."""
+    _, machine = vms.machine_of(world, operation_uuid)
+    address = vms.address_of(world, machine)
+    try:
+        host_key = identity.identify(world.guests, address, vm_name(machine.name), machine_uuid=machine.uuid)
+    except HostKeyChanged as error:
+        # Until here the guest may still have renewed its keys itself, or this step has and its process died.
+        host_key = world.guests.reach(address.host, address.port, address.user)
+        _pin(world, machine.uuid, host_key=host_key)
+        raise NotYet(f"The guest at {address.host}:{address.port} has renewed its host key") from error
+    if host_key != machine.host_key:
+        _pin(world, machine.uuid, host_key=host_key)
+
+
+def place_files(world: World, operation_uuid: UUID) -> None:
+    _, machine = vms.machine_of(world, operation_uuid)
+    if machine.file_modifications:
+        files = [file_of(path, value) for path, value in sorted(machine.file_modifications.items())]
+        world.guests.push(vms.address_of(world, machine), files)
+
+
+def file_of(path: str, value: Any) -> File:
+    """One of a machine's file_modifications: text, {content | content_base64, mode, owner}, or None to delete."""
+    if value is None:
+        return File(path=path, content=None)
+    if isinstance(value, str):
+        return File(path=path, content=value.encode())
+    content = (
+        base64.b64decode(value["content_base64"])
+        if value.get("content_base64") is not None
+        else str(value.get("content") or "").encode()
+    )
+    extra: dict[str, Any] = {}
+    if value.get("mode") is not None:
+        mode = value["mode"]
+        extra["mode"] = int(mode, 8) if isinstance(mode, str) else int(mode)
+    if value.get("owner") is not None:
+        extra["owner"] = value["owner"]
+    return File(path=path, content=content, **extra)
+
+
+def provision(world: World, operation_uuid: UUID) -> None:
+    """Run the type's playbook, unless what the machine was spawned from was provisioned by the same one."""
+    operation, machine = vms.machine_of(world, operation_uuid)
+    kind = machine_type(machine.type)
+    wanted = world.provisioned_for(kind.name)
+    if operation.order.get("provisioned_for") == wanted:
+        return
+    if _origin(world, machine).provisioned_for != wanted:
+        _run_playbook(world, operation, machine, kind.playbook)
+    _note(world, operation_uuid, provisioned_for=wanted)
+
+
+def _run_playbook(world: World, operation: Operation, machine: Machine, playbook: str) -> None:
+    from autovibe import provision as playbook_run
+
+    lost = int(operation.order.get("lost_runs", 0))
+    run = world.runs / (str(operation.uuid) + (f"-{lost}" if lost else ""))
+    address = vms.address_of(world, machine)
+    playbook_run.start(
+        run,
+        playbook=world.playbooks / playbook,
+        host=address.host,
+        port=address.port,
+        user=address.user,
+        host_key=address.host_key,
+        private_key=world.private_key,
+        variables={"machine_name": machine.name, "machine_uuid": str(machine.uuid), "machine_type": machine.type},
+        project_dir=world.playbooks,
+    )
+    report = playbook_run.poll(run)
+    if report is None:
+        raise NotYet(f"playbook '{playbook}' is running")
+    if report.status == "lost" and lost + 1 < _LOST_RUNS:
+        _note(world, operation.uuid, lost_runs=lost + 1)
+        raise NotYet(f"playbook '{playbook}' is begun again, its process has vanished")
+    if report.status != "ok":
+        task = f" at task '{report.failed_task}'" if report.failed_task else ""
+        raise ProvisionFailed(
+            f"Playbook '{playbook}' of machine '{machine.name}' ended {report.status}{task}: {report.message}",
+            details={"playbook": playbook, "status": report.status, "task": report.failed_task, "stats": report.stats},
+        )
+
+
+def _note(world: World, operation_uuid: UUID, **values: Any) -> None:
+    with world.store.transaction() as session:
+        row = rows.get(session, Operation, operation_uuid)
+        row.order = {**row.order, **values}
+        session.add(row)
+
+
+def stop_playbook(world: World, operation_uuid: UUID) -> None:
+    from autovibe import provision as playbook_run
+
+    operation, _ = vms.machine_of(world, operation_uuid)
+    for lost in range(int(operation.order.get("lost_runs", 0)) + 1):
+        playbook_run.stop(world.runs / (str(operation.uuid) + (f"-{lost}" if lost else "")))
+
+
+def start_agent(world: World, operation_uuid: UUID) -> None:
+    _, machine = vms.machine_of(world, operation_uuid)
+    if machine.prompt is not None:
+        agent.start(
+            world.guests,
+            vms.address_of(world, machine),
+            machine_uuid=machine.uuid,
+            command=machine_type(machine.type).command,
+            prompt=machine.prompt,
+            env={"AUTOVIBE_MACHINE_UUID": str(machine.uuid), "AUTOVIBE_MACHINE_NAME": machine.name},
+        )
+
+
+def mark(world: World, operation_uuid: UUID) -> None:
+    """The machine is there: `working` when it has a prompt, else `active`."""
+    with world.store.transaction() as session:
+        operation = rows.get(session, Operation, operation_uuid)
+        machine = rows.get(session, Machine, operation.object_uuid)
+        status = MachineStatus.active if machine.prompt is None else MachineStatus.working
+        is_marked = rows.compare_and_set(
+            session,
+            Machine,
+            machine.uuid,
+            expect={"status": MachineStatus.spawning, "wanted": WANTED_RUNNING},
+            change={
+                "status": status,
+                "running_at": now(),
+                "updated_at": now(),
+                "node": world.proxmox.node,
+                "progress": "",
+            },
+        )
+        if is_marked:
+            rows.record(session, "machine.status", machine.uuid, machine.project_uuid, status=str(status))
+            end_in(session, operation_uuid, None)
+        elif machine.status == MachineStatus.spawning:
+            raise unwanted(machine)
+
+
+def fail(world: World, operation_uuid: UUID, error: AutovibeError, pending: str) -> None:
+    """`failed`, or `terminated` when that was what was wanted."""
+    with world.store.transaction() as session:
+        operation = rows.get(session, Operation, operation_uuid)
+        machine = rows.get(session, Machine, operation.object_uuid)
+        is_wanted = machine.wanted == WANTED_TERMINATED
+        if machine.status == MachineStatus.spawning:
+            machine.status = MachineStatus.terminated if is_wanted else MachineStatus.failed
+            machine.error_message = None if is_wanted else error.message
+            machine.ended_at = now()
+            machine.terminated_at = machine.ended_at if is_wanted else None
+        machine.progress = pending
+        machine.updated_at = now()
+        session.add(machine)
+        rows.record(session, "machine.status", machine.uuid, machine.project_uuid, status=str(machine.status))
+        end_in(session, operation_uuid, error, pending)
+    if machine.address and machine.port and machine.host_key:
+        world.guests.forget(vms.address_of(world, machine))
+    world.asked_at.pop(operation_uuid, None)
+
+
+WORKFLOW = Workflow(
+    steps=(
+        Step("clone", clone, undo=remove_vm, deadline=1800.0),
+        Step("configure", configure),
+        Step("start", start),
+        Step("reach", reach, deadline=lambda world: world.boot_deadline, explain=explain_reach),
+        Step("identify", identify),
+        Step("place_files", place_files),
+        Step("provision", provision, undo=stop_playbook, deadline=lambda world: world.provision_deadline),
+        Step("start_agent", start_agent),
+        Step("mark", mark),
+    ),
+    fail=fail,
+    heeds_wanted=True,
+)

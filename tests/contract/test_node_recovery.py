@@ -1,0 +1,182 @@
+"""A node that is killed with SIGKILL: the next one on the home finishes or undoes what was under way."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autovibe.node import drives
+from autovibe.node.auth import Auth
+from tests.contract.node_parts import Client, FlagQemu, make_node
+
+N = "/nodes/pvetest"
+
+
+class KilledNode:
+    """A node in its own process: calls it as a client until it dies."""
+
+    def __init__(self, home: Path) -> None:
+        argv = [sys.executable, "-m", "tests.contract.node_parts", str(home)]
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        port = int(self.process.stdout.readline())
+        self.client = Client(SimpleNamespace(token=Auth(home).token, port=port, name="pvetest"))  # type: ignore[arg-type]
+
+    def fire(self, method: str, path: str, **fields: Any) -> str | None:
+        try:
+            return str(self.client.ask(method, path, fields).data)
+        except (OSError, AssertionError, ValueError, json.JSONDecodeError):
+            return None
+
+    def await_task(self, upid: str | None) -> None:
+        while upid and self.client.get(f"{N}/tasks/{upid}/status")["status"] == "running":
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Iterator[Path]:
+    """A home with a template 100 and a VM 200 that has a snapshot."""
+    home = tmp_path / "node"
+    client = Client(make_node(home, FlagQemu()))
+    client.do("POST", f"{N}/qemu", vmid=100, scsi0="local-lvm:1", scsi1="local:1", ide2="local-lvm:cloudinit")
+    client.do("POST", f"{N}/qemu/100/template")
+    client.do("POST", f"{N}/qemu", vmid=200, scsi0="local-lvm:1", scsi1="local:1")
+    client.do("POST", f"{N}/qemu/200/snapshot", snapname="s0")
+    client.node.stop()
+    yield home
+
+
+def check_whole(home: Path) -> Client:
+    """Start the next node and hold it to what a home must be when nothing is running."""
+    client = Client(make_node(home, FlagQemu()))
+    state = client.node.state
+    assert list((home / "tasks" / "active").iterdir()) == []
+    for task in client.get(f"{N}/tasks", limit=0):
+        assert task["status"], task
+    named: set[str] = set()
+    for vmid in state.configs.vmids():
+        config = state.configs.load(vmid)
+        assert "lock" not in config.values, (vmid, config)
+        for values in (config.values, *config.snapshots.values()):
+            assert "snapstate" not in values
+            named |= set(drives.owned_volumes(values))
+        for name, values in config.snapshots.items():
+            for _, drive in drives.disks(values):
+                assert name in state.disks.snapshots(drive["file"])
+    listed = {v["volid"] for name in ("local", "local-lvm") for v in client.get(f"{N}/storage/{name}/content")}
+    assert listed == named
+    for path in (home / "storage").rglob("*.qcow2"):
+        checked = subprocess.run(["qemu-img", "check", "-q", str(path)], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, (path, checked.stderr)
+    assert not [path for path in home.rglob("*") if "partial" in path.name or path.suffix == ".new"]
+    return client
+
+
+MIX: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("POST", "/qemu/100/clone", {"newid": 300}),
+    ("POST", "/qemu/100/clone", {"newid": 301, "full": 1}),
+    ("POST", "/qemu", {"vmid": 302, "scsi0": "local-lvm:1", "scsi1": "local:1"}),
+    ("POST", "/qemu/200/snapshot", {"snapname": "s1"}),
+    ("DELETE", "/qemu/200/snapshot/s0", {}),
+    ("POST", "/qemu/200/snapshot/s1/rollback", {}),
+    ("PUT", "/qemu/200/resize", {"disk": "scsi0", "size": "+8M"}),
+    ("POST", "/qemu/300/config", {"scsi5": "local-lvm:1"}),
+    ("DELETE", "/qemu/302", {}),
+    ("POST", "/qemu/300/template", {}),
+)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_killed_the_home_is_whole_again(prepared: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    node = KilledNode(prepared)
+    threads = [threading.Thread(target=_work_through, args=(node, chance.sample(MIX, len(MIX)))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(chance.uniform(0.02, 1.2))
+    node.kill()
+    for thread in threads:
+        thread.join()
+    c=check_whole(prepared); print("ENDS", [(t["type"],t["status"]) for t in c.get(f"{N}/tasks", limit=0)]); c.node.stop()
+
+
+def _work_through(node: KilledNode, calls: list[tuple[str, str, dict[str, Any]]]) -> None:
+    for method, path, fields in calls:
+        if node.fire(method, N + path, **fields) is None and node.process.poll() is not None:
+            return
+
+
+def test_the_same_upid_is_polled_after_a_kill(prepared: Path) -> None:
+    """A task killed in its middle ends as `unexpected status`, and its log says what recovery did."""
+    home = prepared
+    client = Client(make_node(home, FlagQemu()))
+    started, go_on = threading.Event(), threading.Event()
+    upid = _hold_clone(client, started, go_on)
+    intent = home / "tasks" / "active" / upid
+    left = intent.read_text()
+    config = (home / "qemu-server" / "300.conf").read_text()
+    go_on.set()
+    client.end_of(upid)
+    client.node.stop()
+    # The home as the kill would have left it: target locked, its intent active, no end in index or log.
+    intent.write_text(left)
+    (home / "qemu-server" / "300.conf").write_text(config)
+    index = home / "tasks" / "index"
+    index.write_text("".join(line for line in index.read_text().splitlines(True) if upid not in line))
+    again = check_whole(home)
+    assert again.end_of(upid) == "unexpected status"
+    assert again.log(upid)[-1].endswith("recovery: removed the half-made VM 300")
+    assert again.ask("GET", f"{N}/qemu/300/config").status == 500
+    again.node.stop()
+
+
+def _hold_clone(client: Client, started: threading.Event, go_on: threading.Event) -> str:
+    disks = client.node.state.disks
+    real: Callable[..., str] = disks.clone
+
+    def waiting(*arguments: Any, **options: Any) -> str:
+        started.set()
+        go_on.wait(30)
+        return real(*arguments, **options)
+
+    disks.clone = waiting  # type: ignore[method-assign]
+    upid = str(client.ask("POST", f"{N}/qemu/100/clone", {"newid": 300}).data)
+    assert started.wait(30)
+    assert client.get(f"{N}/tasks/{upid}/status")["status"] == "running"
+    assert client.get(f"{N}/tasks", source="active")[0]["upid"] == upid
+    return upid
+
+
+def test_a_half_made_snapshot_is_finished_when_every_disk_has_it(prepared: Path) -> None:
+    client = Client(make_node(prepared, FlagQemu()))
+    state = client.node.state
+    for name, volids in (("a1", ("scsi0", "scsi1")), ("a2", ("scsi0",))):
+        config = state.configs.load(200)
+        config.snapshots[name] = {**config.values, "snapstate": "prepare", "snaptime": "1"}
+        config.values["lock"] = "snapshot"
+        state.configs.save(200, config)
+        for key in volids:
+            state.disks.snapshot(drives.parse(config.values[key])["file"], name, monitor=None)
+        client.node.stop()
+        upid = f"UPID:pvetest:00000001:00000001:6B000000:qmsnapshot:200:root@pam!{name}:"
+        (prepared / "tasks" / "active" / upid).write_text(json.dumps({"vmid": 200, "snapname": name}))
+        client = check_whole(prepared)
+        state = client.node.state
+        assert client.end_of(upid) == "unexpected status"
+    assert set(state.configs.load(200).snapshots) == {"s0", "a1"}
+    assert state.configs.load(200).values["parent"] == "a1"
+    client.node.stop()

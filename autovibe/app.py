@@ -9,6 +9,7 @@ What a stop leaves unfinished goes on at the next start, or in another hub proce
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import os
 import resource
@@ -53,6 +54,7 @@ STOP_SECONDS = 10.0
 _STREAMS_SECONDS = 2.0  # what open requests get to answer in
 _PARK_SECONDS = 4.0
 _CONVERSATIONS = 64
+_PROBE_PATIENCE_SECONDS = 10.0
 _TOKEN_PATIENCE_SECONDS = 20.0  # `up` starts the node and the hub together
 
 
@@ -202,10 +204,19 @@ def _world(
 
 
 def _has_kvm(settings: Settings) -> bool:
-    """A guess where the node has not probed; it only sizes machines."""
+    """Whether the embedded node runs guests under KVM; it notes what its probe found, seconds after its first start."""
     if settings.node_accel != "auto":
         return settings.node_accel == "kvm"
-    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    note = settings.node_home / "accel.json"
+    deadline = time.monotonic() + _PROBE_PATIENCE_SECONDS
+    while not note.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    try:
+        return bool(json.loads(note.read_text(encoding="utf-8"))["accel"] == "kvm")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # the smaller machine fits both
 
 
 # Serving

@@ -175,7 +175,7 @@ class InternalError(AutovibeError):
     code = "INTERNAL_ERROR"
 
 
-class NotYet(Exception):  # noqa: N818 - it is no error
+class NotYet(Exception):
     """What a step waits for has not happened yet; the step is called again. The text says what is waited for."""
 
 

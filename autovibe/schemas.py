@@ -26,7 +26,7 @@ from autovibe.types import (
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", str_max_length=4 * 1024 * 1024)
+    model_config = ConfigDict(extra="forbid", str_max_length=16 * 1024 * 1024)
 
 
 class Reply(BaseModel):
@@ -194,7 +194,9 @@ class TerminateOrder(Request):
 
 
 class CheckpointOrder(Request):
-    context: Text = Field(default="", max_length=1000, description="An identifier of yours, such as a commit or ticket.")
+    context: Text = Field(
+        default="", max_length=1000, description="An identifier of yours, such as a commit or ticket."
+    )
     description: Text = Field(default="", max_length=10_000)
     label: Name | None = None
 

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=default_home, description="Where everything autovibe keeps lies.")
 
     url: str = Field(default="", description="The Hub the CLI and SDK talk to; empty: http://<hub_host>:<hub_port>.")
-    api_key: SecretStr | None = Field(default=None, description="The key to send; empty: the one in <home>/credentials.")
+    api_key: SecretStr | None = Field(default=None, description="The key to send; empty: <home>/credentials.")
 
     hub_host: str = Field(default="127.0.0.1", description="The address the Hub binds to.")
     hub_port: int = Field(default=8080, ge=1, le=65535, description="The port of the Hub.")
@@ -95,8 +95,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         flags = init_settings()
         home = Path(flags.get("home") or default_home()).expanduser()
@@ -150,7 +150,7 @@ class Settings(BaseSettings):
 
 
 def read_secret(path: Path) -> str | None:
-    """The one line of a secret's file, None where there is no file. Raises ConfigurationError when others may read it."""
+    """The one line of a secret's file, None where there is none. Raises ConfigurationError when others may read it."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -102,12 +102,13 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > BODY_LIMIT:
             await self._refuse(scope, receive, send, int(announced) <= _DRAIN_LIMIT)
             return
-        taken, is_too_large = 0, False
+        taken, is_too_large, is_more = 0, False, True
 
         async def counted() -> Message:
-            nonlocal taken, is_too_large
+            nonlocal taken, is_too_large, is_more
             message = await receive()
             taken += len(message.get("body", b""))
+            is_more = bool(message.get("more_body"))
             if taken > BODY_LIMIT:
                 is_too_large = True
                 raise _TooLarge
@@ -122,7 +123,7 @@ class BodyLimit:
         except _TooLarge:
             logger.debug("A body above the limit broke off its request.")
         if is_too_large:
-            await self._refuse(scope, receive, send, True)
+            await self._refuse(scope, receive, send, is_more)
 
     @staticmethod
     async def _refuse(scope: Scope, receive: Receive, send: Send, may_drain: bool) -> None:

@@ -140,7 +140,7 @@ def facts(checkpoint: schemas.Checkpoint) -> None:
         "files": checkpoint.file_count,
         "size": output.size(checkpoint.size_bytes),
         "new in it": output.size(checkpoint.unique_bytes),
-        "verified": checkpoint.verified_at,
-        "made": checkpoint.created_at,
+        "verified": output.when(checkpoint.verified_at),
+        "made": output.when(checkpoint.created_at),
     }
     output.facts(values)

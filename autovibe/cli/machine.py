@@ -219,9 +219,9 @@ def facts(machine: schemas.Machine, operation: schemas.Operation | None = None) 
             "checkpoints": machine.checkpoint_count,
             "last checkpoint": machine.last_checkpoint_uuid,
             "minutes": None if usage is None else round(usage, 1),
-            "spawned": machine.spawned_at,
-            "finished": machine.finished_at,
-            "terminated": machine.terminated_at,
+            "spawned": output.when(machine.spawned_at),
+            "finished": output.when(machine.finished_at),
+            "terminated": output.when(machine.terminated_at),
         }
     )
 

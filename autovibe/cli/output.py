@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from autovibe.errors import AutovibeError
 
+WIDE = 4000
+
 _state = {"is_json": False}
 
 
@@ -46,15 +48,19 @@ def is_json() -> bool:
 
 
 def out() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(is_stderr=False)
 
 
 def err() -> Console:
+    return _console(is_stderr=True)
+
+
+def _console(*, is_stderr: bool) -> Console:
+    """Into a file or pipe lines are as long as they are: nothing is wrapped for a width nobody has."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    is_terminal = (sys.stderr if is_stderr else sys.stdout).isatty()
+    return Console(stderr=is_stderr, highlight=False, width=None if is_terminal else WIDE)
 
 
 def say(text: str, style: str = "") -> None:
@@ -191,6 +197,11 @@ def facts(values: Mapping[str, Any], *, title: str | None = None) -> None:
 def short(uuid: Any) -> str | None:
     """The first eight digits of a uuid, which every word accepts."""
     return None if uuid is None else str(uuid)[:8]
+
+
+def when(moment: datetime | None) -> str | None:
+    """'2026-11-20 13:10:36 UTC (3 min 05 s ago)'."""
+    return None if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({ago(moment)})"
 
 
 def ago(moment: datetime | None) -> str | None:

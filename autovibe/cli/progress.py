@@ -109,7 +109,9 @@ def describe(operation: schemas.Operation) -> tuple[str, float | None]:
     """The step of an operation in words, and which part of its steps lies behind it."""
     if operation.step is None:
         return (operation.progress or str(operation.status), None)
-    text = operation.step.replace("_", " ") + (f": {operation.progress}" if operation.progress else "")
+    text = operation.progress
+    if operation.step not in text:
+        text = operation.step.replace("_", " ") + (f": {text}" if text else "")
     if operation.step not in operation.steps:
         return (text, None)
     return (text, operation.steps.index(operation.step) / len(operation.steps))

@@ -104,6 +104,6 @@ def _facts(project: schemas.Project) -> None:
             "checkpoints": project.checkpoint_count,
             "current checkpoint": project.current_checkpoint_uuid,
             "initial checkpoint": project.initial_checkpoint_uuid,
-            "created": project.created_at,
+            "created": output.when(project.created_at),
         }
     )

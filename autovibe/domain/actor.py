@@ -28,7 +28,7 @@ class ApiKey(SQLModel, table=True):
     id: str = Field(primary_key=True, max_length=16)
     name: str = Field(max_length=63)
     secret_hash: str = Field(max_length=64)
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
     def matches(self, secret: str) -> bool:
         return hmac.compare_digest(self.secret_hash, hash_secret(secret))
@@ -56,4 +56,4 @@ class HubKey(SQLModel, table=True):
 
     public_key: str = Field(primary_key=True, max_length=400)
     hub: str = Field(max_length=100)
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)

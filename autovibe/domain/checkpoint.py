@@ -1,4 +1,4 @@
-"""A checkpoint: an artefact in Proxmox, a manifest (a content-addressed tree, by its root digest), a parent, metadata."""
+"""A checkpoint: an artefact in Proxmox, a manifest (a content-addressed tree, named by its root), a parent, metadata."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Checkpoint(SQLModel, table=True):
     file_count: int = 0
     size_bytes: int = Field(default=0, sa_type=BigInteger)
     unique_bytes: int = Field(default=0, sa_type=BigInteger)  # of files whose content the parent does not have
-    verified_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    verified_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column("metadata", JSON, nullable=False))
     operation_uuid: UUID | None = None
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)

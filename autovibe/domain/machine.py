@@ -1,7 +1,7 @@
 """A machine: a VM with an agent, a project and a budget.
 
-Its row is also its lock: an operation takes a machine by a compare-and-set of `status` (see `store.rows`), so that there
-is one operation a machine at a time. `wanted` is how a terminate reaches a running spawn: every step reads it first.
+Its row is also its lock: an operation takes a machine by a compare-and-set of `status` (see `store.rows`), so that
+there is one operation a machine at a time. `wanted` is how a terminate reaches a running spawn: every step reads it first.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class Machine(SQLModel, table=True):
 
     output_bytes: int = Field(default=0, sa_type=BigInteger)  # of the prompt's output kept so far
     watched_by: str | None = None  # the hub process that follows the prompt, until watched_until
-    watched_until: datetime | None = Field(default=None, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    watched_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
-    spawned_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)  # type: ignore[call-overload]
-    running_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # type: ignore[call-overload]
-    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # type: ignore[call-overload]
-    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # type: ignore[call-overload]
-    terminated_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # type: ignore[call-overload]
-    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    spawned_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)
+    running_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    terminated_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
 class Output(SQLModel, table=True):
@@ -84,7 +84,7 @@ class Output(SQLModel, table=True):
     machine_uuid: UUID = Field(foreign_key="machine.uuid", primary_key=True)
     start: int = Field(primary_key=True, sa_type=BigInteger)
     body: bytes
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
 class Allotment(SQLModel, table=True):
@@ -94,4 +94,4 @@ class Allotment(SQLModel, table=True):
 
     vmid: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
     owner_uuid: UUID = Field(index=True)  # the machine, or the checkpoint whose template it is
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)

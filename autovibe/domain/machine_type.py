@@ -13,8 +13,8 @@ class MachineType:
     """`cores` and `memory_mb` are None where the hub's defaults hold; `playbook` is a file of playbooks/.
 
     `command` is the argv run in /workspace as the guest's user, in its own systemd unit; the prompt lies in the file
-    `$AUTOVIBE_PROMPT` names, so that a prompt never meets a command line. `parse_progress` makes one line of progress of
-    the output's tail, "" where there is none.
+    `$AUTOVIBE_PROMPT` names, so that a prompt never meets a command line. `parse_progress` makes one line of progress
+    of the output's tail, "" where there is none.
     """
 
     name: str
@@ -33,7 +33,9 @@ def last_line(tail: str) -> str:
     return lines[-1][:200] if lines else ""
 
 
-SHELL = MachineType(name="shell", playbook="shell.yml", command=("/bin/sh", "-c", 'exec /bin/bash -- "$AUTOVIBE_PROMPT"'))
+SHELL = MachineType(
+    name="shell", playbook="shell.yml", command=("/bin/sh", "-c", 'exec /bin/bash -- "$AUTOVIBE_PROMPT"')
+)
 
 TYPES: dict[str, MachineType] = {SHELL.name: SHELL}
 

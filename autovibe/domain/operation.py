@@ -31,8 +31,8 @@ class Operation(SQLModel, table=True):
     machine_uuid: UUID | None = Field(default=None, index=True)
     actor: str = ""
     order: dict[str, Any] = Field(default_factory=dict, sa_column=Column("arguments", JSON, nullable=False))
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)  # type: ignore[call-overload]
-    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 class IdempotencyKey(SQLModel, table=True):
@@ -45,7 +45,7 @@ class IdempotencyKey(SQLModel, table=True):
     request_hash: str = Field(max_length=64)
     object_kind: str = Field(max_length=20)
     object_uuid: UUID
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)
 
 
 class Event(SQLModel, table=True):
@@ -53,9 +53,9 @@ class Event(SQLModel, table=True):
 
     __tablename__ = "event"
 
-    id: int | None = Field(default=None, primary_key=True, sa_type=_SEQUENCE)  # type: ignore[call-overload]
+    id: int | None = Field(default=None, primary_key=True, sa_type=_SEQUENCE)
     kind: str = Field(max_length=60)  # "machine.status", "operation.step", "machine.output", …
     object_uuid: UUID = Field(index=True)
     project_uuid: UUID | None = None
     body: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)

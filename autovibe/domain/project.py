@@ -29,5 +29,5 @@ class Project(SQLModel, table=True):
     max_concurrent_machines: int | None = None
     current_checkpoint_uuid: UUID | None = None
     initial_checkpoint_uuid: UUID | None = None
-    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)  # type: ignore[call-overload]
-    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)  # type: ignore[call-overload]
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import paramiko
+from paramiko.common import cMSG_CHANNEL_REQUEST
 
 from autovibe.errors import GuestUnreachable
 from autovibe.guest.command import KILLED, TIMED_OUT, Result
@@ -52,7 +53,7 @@ def pieces(
     deadline = began + timeout_seconds + _LATE_SECONDS
     try:
         channel.settimeout(timeout_seconds + _LATE_SECONDS)
-        channel.exec_command(text)
+        _send_command(channel, text)
         _feed(channel, input)
         yield from _read(channel, deadline)
     except (paramiko.SSHException, EOFError, OSError) as error:
@@ -65,6 +66,17 @@ def pieces(
     if status is None or (status == KILLED and took >= timeout_seconds):
         status = TIMED_OUT
     yield "exit", str(status).encode()
+
+
+def _send_command(channel: paramiko.Channel, text: str) -> None:
+    """`exec_command` without waiting for the answer, which a guest could leave us waiting for without end."""
+    request = paramiko.Message()
+    request.add_byte(cMSG_CHANNEL_REQUEST)
+    request.add_int(channel.remote_chanid)
+    request.add_string("exec")
+    request.add_boolean(False)
+    request.add_string(text)
+    channel.transport._send_user_message(request)  # type: ignore[attr-defined]
 
 
 def _feed(channel: paramiko.Channel, input: bytes) -> None:

@@ -230,7 +230,7 @@ def exec(hub: Hub, uuid: UUID, order: schemas.ExecOrder) -> schemas.ExecResult:
     result = hub.guests.exec(
         _address(hub, uuid),
         Script(order.script) if order.script is not None else list(order.argv or ()),
-        user=order.user,
+        user=order.user if "user" in order.model_fields_set else None,  # None: the guest's own user
         cwd=order.cwd or "/workspace",
         env=order.env,
         timeout_seconds=order.timeout_seconds,

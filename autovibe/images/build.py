@@ -200,19 +200,12 @@ def _check_space(places: set[Path]) -> None:
 
 
 def _write_overlay(path: Path, recipe: Recipe, certificates: str) -> None:
-    """The recipe's files as one tar, parents included, all owned by root."""
+    """The recipe's files as one tar, all owned by root; tar makes the directories that are missing."""
     files = [(file.path, file.content.encode(), int(file.mode, 8)) for file in recipe.files]
     if certificates:
         files.append(("/usr/local/share/autovibe/host-certificates.pem", certificates.encode(), 0o644))
     with tarfile.open(path, "w") as tar:
-        made: set[str] = set()
         for name, content, mode in files:
-            for parent in reversed(Path(name).parents[:-1]):
-                if str(parent) not in made:
-                    made.add(str(parent))
-                    directory = tarfile.TarInfo(f".{parent}")
-                    directory.type, directory.mode = tarfile.DIRTYPE, 0o755
-                    tar.addfile(directory)
             entry = tarfile.TarInfo(f".{name}")
             entry.size, entry.mode, entry.mtime = len(content), mode, int(time.time())
             tar.addfile(entry, io.BytesIO(content))

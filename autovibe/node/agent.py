@@ -7,13 +7,18 @@ as Proxmox's API hands them on, so that a client gets every byte back with `.enc
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ANSWER_SECONDS = 3.0
 """How long an agent may take to answer that it is there; Proxmox waits as long."""
@@ -38,8 +43,21 @@ class NotRunning(AgentError):
         super().__init__("QEMU guest agent is not running")
 
 
+def _parsing(call: Callable[P, R]) -> Callable[P, R]:
+    """Make an answer that is not of the agreed shape, which a hostile guest may give, an AgentError."""
+
+    @functools.wraps(call)
+    def guarded(*arguments: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return call(*arguments, **keywords)
+        except (TypeError, ValueError, LookupError) as error:
+            raise AgentError("Agent error: the guest agent gave a malformed answer") from error
+
+    return guarded
+
+
 _turns: dict[Path, threading.Lock] = {}
-"""A lock a socket: QEMU serves one connection at a time, and one that has to wait there would look like a dead agent."""
+"""A lock a socket: QEMU serves one connection at a time, and to wait there would look like a dead agent."""
 
 
 class Agent:
@@ -82,6 +100,7 @@ class Agent:
 
     # The calls of Proxmox's API that are more than a call of the agent's
 
+    @_parsing
     def exec(self, argv: list[str], *, input_data: bytes | None = None) -> int:
         """Start a program in the guest: its pid there."""
         arguments: dict[str, Any] = {"path": argv[0], "arg": argv[1:], "capture-output": True}
@@ -89,6 +108,7 @@ class Agent:
             arguments["input-data"] = base64.b64encode(input_data).decode()
         return int(self.call("exec", **arguments)["pid"])
 
+    @_parsing
     def exec_status(self, pid: int) -> dict[str, Any]:
         """How it goes, as `agent/exec-status` answers. The guest forgets a program once its end was told."""
         told = dict(self.call("exec-status", pid=pid))
@@ -100,6 +120,7 @@ class Agent:
                 answer[f"{stream}-truncated"] = int(bool(told.get(f"{stream}-truncated")))
         return answer
 
+    @_parsing
     def read_file(self, path: str, *, limit: int = READ_LIMIT_BYTES) -> dict[str, Any]:
         """A guest file, as `agent/file-read` answers: `content`, `bytes-read` and, when cut off, `truncated`."""
         handle = self.call("file-open", path=path, mode="r")
@@ -115,6 +136,7 @@ class Agent:
         answer: dict[str, Any] = {"content": content.decode("latin1"), "bytes-read": len(content)}
         return answer if at_end else answer | {"truncated": 1}
 
+    @_parsing
     def write_file(self, path: str, content: bytes) -> None:
         """Replace what a guest file holds."""
         handle = self.call("file-open", path=path, mode="wb")
@@ -126,6 +148,7 @@ class Agent:
         finally:
             self.call("file-close", handle=handle)
 
+    @_parsing
     def freeze(self) -> int:
         """Flush and freeze the guest's file systems: how many. A failed freeze is thawed."""
         try:
@@ -134,6 +157,7 @@ class Agent:
             self.thaw()
             raise
 
+    @_parsing
     def thaw(self) -> int:
         return int(self.call("fsfreeze-thaw"))
 

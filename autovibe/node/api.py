@@ -56,6 +56,9 @@ class Api:
             response = _failure(form, Refusal(str(error)))
         except (ConnectionError, TimeoutError):
             raise
+        except OSError as error:  # a full disk, mostly
+            logger.error("%s %s failed: %s", request.method, path, error)  # noqa: TRY400 - no defect
+            response = _failure(form, Refusal(error.strerror or str(error)))
         except Exception:  # a defect: the client gets a clean 500, the log the traceback
             logger.exception("%s %s ran into a defect.", request.method, path)
             response = _failure(form, Refusal("internal error, see the node's log"))

@@ -132,8 +132,8 @@ class Directory:
     def make_base(self, name: str) -> str:
         with self._lock:
             path, image = self.path(name), self._image(name)
-            if image.is_base or image.base_name is not None:
-                raise DiskError(f"volume '{self.name}:{name}' is a linked clone or a base volume already")
+            if image.is_base:
+                raise DiskError(f"volume '{self.name}:{name}' is a base volume already")
             if is_written(path):
                 raise DiskError(f"volume '{self.name}:{name}' is in use by a running VM")
             target = path.with_name(re.sub(r"^vm-", "base-", path.name))
@@ -141,7 +141,11 @@ class Directory:
                 raise DiskError(f"volume '{self.name}:{image.vmid}/{target.name}' already exists")
             path.rename(target)
             sync(path.parent)
-        return f"{self.name}:{image.vmid}/{target.name}"
+        return (
+            f"{self.name}:"
+            + (f"{image.base_vmid}/{image.base_name}/" if image.base_name else "")
+            + f"{image.vmid}/{target.name}"
+        )
 
     def clone(self, name: str, vmid: int, snapshot: str | None) -> str:
         if not self.has_feature(name, "clone", snapshot):

@@ -167,12 +167,14 @@ class Qemu:
             monitor = self.monitor(vmid)
             state = monitor.execute("query-status")["status"]
             version = "{major}.{minor}.{micro}".format(**monitor.execute("query-version")["qemu"])
+            machine = str(monitor.execute("qom-get", path="/machine", property="type")).removesuffix("-machine")
             disks = [each["stats"] for each in monitor.execute("query-blockstats")]
             process = psutil.Process(pid)
             times, age = process.cpu_times(), max(time.time() - process.create_time(), 0.001)
             return {
                 "qmpstatus": state,
                 "running-qemu": version,
+                "running-machine": machine,
                 "pid": pid,
                 "uptime": int(age),
                 "cpu": (times.user + times.system) / age,
@@ -261,8 +263,6 @@ class Qemu:
 
     def _forget(self, vmid: int) -> None:
         """Drop what a VM's last process left behind."""
-        with self._lock:
-            if monitor := self._monitors.pop(vmid, None):
-                monitor.close()
+        self.monitor(vmid).close()
         for path in self._places(vmid):
             path.unlink(missing_ok=True)

@@ -54,6 +54,7 @@ _N, _V = "/nodes/{node}", "/nodes/{node}/qemu/{vmid}"
 _S, _A = "/nodes/{node}/storage/{storage}", "/nodes/{node}/qemu/{vmid}/agent"
 _START = Param("integer", minimum=0)
 _SECONDS = Param("integer", minimum=0)
+_DELAY = Param("integer", minimum=1, maximum=30)
 _DISK = Param(enum=DRIVE_KEYS)
 _SKIPLOCK = {"skiplock": FLAG}
 
@@ -86,7 +87,7 @@ _CONFIGURE: Table = {
     "delete": Param(form=formats.config_ids),
     "revert": Param(form=formats.config_ids),
     "digest": DIGEST,
-    "force": FLAG,
+    "force": Param("boolean", requires="delete"),
     **_SKIPLOCK,
 }
 _CLONE: Table = {
@@ -180,7 +181,7 @@ ROUTES: tuple[Route, ...] = (
     _route("DELETE", _V, create.destroy, {**_SKIPLOCK, "purge": FLAG, "destroy-unreferenced-disks": FLAG}),
     _route("GET", f"{_V}/config", config.get, {"current": FLAG, "snapshot": SNAPSHOT}),
     _route("PUT", f"{_V}/config", config.put, _CONFIGURE),
-    _route("POST", f"{_V}/config", config.post, {**_CONFIGURE, "background_delay": _SECONDS}),
+    _route("POST", f"{_V}/config", config.post, {**_CONFIGURE, "background_delay": _DELAY}),
     _route("GET", f"{_V}/pending", config.pending),
     _route(
         "PUT",
@@ -260,7 +261,7 @@ ROUTES: tuple[Route, ...] = (
     _route("GET", f"{_S}/status", storage.status),
     _route("GET", f"{_S}/content", storage.content, {"content": Param(form=formats.content), "vmid": VMID}),
     _route("GET", f"{_S}/content/{{volume}}", storage.volume),
-    _route("DELETE", f"{_S}/content/{{volume}}", storage.delete, {"delay": Param("integer", minimum=1, maximum=30)}),
+    _route("DELETE", f"{_S}/content/{{volume}}", storage.delete, {"delay": _DELAY}),
     _route("POST", f"{_S}/upload", storage.upload, _UPLOAD, takes_file=True),
 )
 

@@ -163,7 +163,11 @@ class Tasks:
         """Tasks that a killed node left active, oldest first; `close` each after its recovery."""
         found = []
         for path in self._active.iterdir():
-            upid = Upid.parse(path.name)
+            try:
+                upid = Upid.parse(path.name)
+            except Refusal:
+                logger.error("'%s' is no task and is left alone.", path)  # noqa: TRY400 - no defect of ours
+                continue
             if str(upid) in self._finished:  # killed between the last two writes of `close`
                 path.unlink()
             elif str(upid) not in self._running:

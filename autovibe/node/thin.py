@@ -215,28 +215,37 @@ class Thin:
     def collect(self, monitor: Monitor | None = None) -> list[str]:
         """Remove or merge the layers that nobody names; answers what was done, a line each.
 
-        A layer whose only child a running VM uses is left for a later call, unless `monitor` is that VM's.
+        A layer whose only child a running VM uses is left for a later call, unless `monitor` is that VM's. Collecting
+        is tidying up after work that is done, so what hinders it is logged and no error.
         """
         done: list[str] = []
         busy: set[str] = set()
         with self._collecting:
-            while True:
-                with self._lock:
-                    children = self._children()
-                    named = set().union(*(record.layers() for record in self._records().values()))
-                    loose = children.keys() - named - busy
-                    leaves = sorted(layer for layer in loose if not children[layer])
-                    for layer in leaves:
-                        (self._layers / layer).unlink()
-                        done.append(f"removed layer '{layer}'")
-                single = next((layer for layer in sorted(loose) if len(children[layer]) == 1), None)
-                if not leaves and single is None:
-                    return done
-                if not leaves and single is not None:
-                    if self._merge(single, children[single][0], monitor):
-                        done.append(f"merged layer '{single}' into '{children[single][0]}'")
-                    else:
-                        busy.add(single)
+            try:
+                while self._collect_one(monitor, busy, done):
+                    pass
+            except DiskError as error:
+                log.warning("layers of '%s' are left for later: %s", self.name, error)
+        return done
+
+    def _collect_one(self, monitor: Monitor | None, busy: set[str], done: list[str]) -> bool:
+        """Remove every layer without a child, or merge one; whether there may be more to do."""
+        with self._lock:
+            children = self._children()
+            named: set[str] = set().union(*(record.layers() for record in self._records().values()))
+            loose = sorted(children.keys() - named - busy)
+            leaves = [layer for layer in loose if not children[layer]]
+            for layer in leaves:
+                (self._layers / layer).unlink()
+                done.append(f"removed layer '{layer}'")
+        single = next((layer for layer in loose if len(children[layer]) == 1), None)
+        if leaves or single is None:
+            return bool(leaves)
+        if self._merge(single, children[single][0], monitor):
+            done.append(f"merged layer '{single}' into '{children[single][0]}'")
+        else:
+            busy.add(single)
+        return True
 
     def _merge(self, layer: str, child: str, monitor: Monitor | None) -> bool:
         gone, target = self._layers / layer, self._layers / child

@@ -95,9 +95,8 @@ def split(volid: str) -> tuple[str, str]:
 def parse_directory_name(name: str) -> ImageName | FileName:
     if match := _IMAGE.fullmatch(name):
         base_vmid = int(match["base_dir"]) if match["base_dir"] else None
-        if base_vmid is None or match["kind"] == "vm":
-            is_base = match["kind"] == "base"
-            return ImageName(int(match["vmid"]), match["name"], match["format"], is_base, base_vmid, match["base"])
+        is_base = match["kind"] == "base"
+        return ImageName(int(match["vmid"]), match["name"], match["format"], is_base, base_vmid, match["base"])
     if (match := _FILE.fullmatch(name)) and extension(match["name"]) in _EXTENSIONS[match["content"]]:
         return FileName(match["content"], match["name"])
     raise DiskError(f"unable to parse directory volume name '{name}'")

@@ -5,13 +5,13 @@
 
 Nobody calls commit. Rows stay usable after their transaction (`expire_on_commit=False`).
 
-SQLite has one writer at a time, so writes queue in the order they were asked for (`Turn`) and begin with BEGIN IMMEDIATE:
-a transaction that reads and then writes never fails with "database is locked" halfway. `synchronous=FULL` is on purpose: the
-Hub answers 201 and starts VMs after a commit, and a power cut that takes a row back would leave a VM nobody knows.
-On PostgreSQL writes are READ COMMITTED, readings REPEATABLE READ READ ONLY.
+SQLite has one writer at a time, so writes queue in the order they were asked for (`Turn`) and begin with BEGIN
+IMMEDIATE: a transaction that reads and then writes never fails with "database is locked" halfway. `synchronous=FULL` is
+on purpose: the Hub answers 201 and starts VMs after a commit, and a power cut that takes a row back would leave a VM
+nobody knows. On PostgreSQL writes are READ COMMITTED, readings REPEATABLE READ READ ONLY.
 
-Errors of the driver that mean "not now" (unreachable, locked, deadlock, no connection free) leave as DatabaseUnavailable, a
-full disk as InsufficientSpace; everything else, IntegrityError above all, leaves as it is.
+Errors of the driver that mean "not now" (unreachable, locked, deadlock, no connection free) leave as
+DatabaseUnavailable, a full disk as InsufficientSpace; everything else, IntegrityError above all, leaves as it is.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlmodel import Session
 
-from autovibe.errors import ConfigurationError, DatabaseUnavailable, InsufficientSpace, InternalError
+from autovibe.errors import AutovibeError, ConfigurationError, DatabaseUnavailable, InsufficientSpace, InternalError
 from autovibe.store.turn import Turn
 
 __all__ = ["Store", "migration_engine"]
@@ -41,6 +40,7 @@ PATIENCE_SECONDS = 30.0
 
 _RETRYABLE = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03")  # PostgreSQL, appendix A: error codes
 _DISK_FULL = "53100"
+_SQLITE_RETRYABLE = ("is locked", "unable to open database file", "disk I/O error")
 
 
 class Store:
@@ -48,30 +48,38 @@ class Store:
     transaction, in the thread that made it; they must be quick and must not raise."""
 
     def __init__(self, url: str) -> None:
-        """Raises ConfigurationError for a URL that names no SQLite file and no PostgreSQL database. Connects at first use."""
+        """Connects at first use. Raises ConfigurationError for what is neither a SQLite file nor PostgreSQL."""
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.after_commit: list[Callable[[], None]] = []
         self._turn = Turn()
         self._inside = threading.local()
+        self._engines: dict[str, Engine] = {}
+        self._opening = threading.Lock()
 
     @property
     def path(self) -> Path:
         """The SQLite file."""
         return Path(self.url.database or "")
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """What write transactions use. On SQLite its pool is one connection, as there is one writer."""
-        if not self.is_sqlite:
-            return _postgres_engine(self.url)
-        return _sqlite_engine(self.url, begin="BEGIN IMMEDIATE", pool_size=1, max_overflow=2)
+        return self._open("writer", lambda: _sqlite_engine(self.url, "BEGIN IMMEDIATE", pool_size=1, max_overflow=2))
 
-    @cached_property
+    @property
     def _reader(self) -> Engine:
         if not self.is_sqlite:
             return self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        return _sqlite_engine(self.url, begin="BEGIN", pool_size=16, max_overflow=64, pragmas=("query_only=ON",))
+        return self._open(
+            "reader", lambda: _sqlite_engine(self.url, "BEGIN", pool_size=16, max_overflow=64, pragma="query_only=ON")
+        )
+
+    def _open(self, name: str, open_sqlite: Callable[[], Engine]) -> Engine:
+        with self._opening:
+            if name not in self._engines:
+                self._engines[name] = open_sqlite() if self.is_sqlite else _postgres_engine(self.url)
+            return self._engines[name]
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -84,7 +92,7 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """One consistent view of everything committed. Raises DatabaseUnavailable; InternalError for rows changed in it."""
+        """One view of everything committed. Raises DatabaseUnavailable; InternalError for a row changed in it."""
         with self._translated(), Session(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield session
             if session.new or session.deleted or any(session.is_modified(row) for row in session.dirty):
@@ -112,10 +120,10 @@ class Store:
 
     def close(self) -> None:
         """Close every connection; the store may be used again after."""
-        for name in ("_reader", "engine"):
-            engine = self.__dict__.pop(name, None)
-            if engine is not None:
-                engine.dispose()
+        with self._opening:
+            engines, self._engines = list(self._engines.values()), {}
+        for engine in reversed(engines):
+            engine.dispose()
 
     @contextmanager
     def _my_turn(self) -> Iterator[None]:
@@ -138,10 +146,13 @@ class Store:
         except IntegrityError:
             raise
         except (DBAPIError, NoConnectionFree) as error:
-            raise self._translate(error) from error
+            translated = self._translate(error)
+            if translated is None:
+                raise
+            raise translated from error
 
-    def _translate(self, error: SQLAlchemyError) -> Exception:
-        """The error as a caller can act on it; one that is a defect comes back as it is."""
+    def _translate(self, error: SQLAlchemyError) -> AutovibeError | None:
+        """The error as a caller can act on it; None for one that is a defect."""
         name = self.url.render_as_string(hide_password=True)
         cause = getattr(error, "orig", None)
         words = str(cause or error).strip().splitlines()[0][:300]
@@ -151,11 +162,13 @@ class Store:
                 f"The disk of the database '{name}' is full; nothing was changed.", log_detail=words
             )
         is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
-        is_unreachable = type(cause).__name__ == "OperationalError" and not code and not self.is_sqlite
-        is_busy = any(sign in words for sign in ("is locked", "unable to open", "disk I/O error", "table is locked"))
+        is_unreachable = isinstance(error, OperationalError) and not code and not self.is_sqlite
+        if is_unreachable and any(sign in words for sign in ("authentication failed", "does not exist")):
+            return ConfigurationError(f"The database '{name}' refuses the Hub: {words}.")
+        is_busy = self.is_sqlite and any(sign in words for sign in _SQLITE_RETRYABLE)
         if is_lost or is_unreachable or is_busy or code in _RETRYABLE or isinstance(error, NoConnectionFree):
             return DatabaseUnavailable(f"The database '{name}' does not answer now; try again.", log_detail=words)
-        return error
+        return None
 
 
 def _parse(url: str) -> URL:
@@ -192,7 +205,7 @@ def _postgres_engine(url: URL) -> Engine:
     )
 
 
-def _sqlite_engine(url: URL, *, begin: str, pool_size: int, max_overflow: int, pragmas: tuple[str, ...] = ()) -> Engine:
+def _sqlite_engine(url: URL, begin: str, *, pool_size: int, max_overflow: int, pragma: str = "") -> Engine:
     _create_privately(Path(url.database or ""))
     engine = create_engine(
         url,
@@ -202,10 +215,10 @@ def _sqlite_engine(url: URL, *, begin: str, pool_size: int, max_overflow: int, p
         # isolation_level None: the driver begins nothing by itself, the event below does.
         connect_args={"timeout": PATIENCE_SECONDS, "check_same_thread": False, "isolation_level": None},
     )
-    settings = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864", *pragmas)
+    settings = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864", pragma)
 
     def prepare(connection: Any, _record: Any) -> None:
-        for setting in settings:
+        for setting in filter(None, settings):
             connection.execute(f"PRAGMA {setting}").close()
 
     def start(connection: Connection) -> None:
@@ -220,7 +233,7 @@ def migration_engine(url: URL) -> Engine:
     """A single connection for migrations. On SQLite without foreign keys: they rebuild tables others refer to."""
     if url.get_backend_name() != "sqlite":
         return _postgres_engine(url)
-    return _sqlite_engine(url, begin="BEGIN IMMEDIATE", pool_size=1, max_overflow=0, pragmas=("foreign_keys=OFF",))
+    return _sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1, max_overflow=0, pragma="foreign_keys=OFF")
 
 
 def _create_privately(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The difference of two trees, level by level: equal digests are skipped, equal bytes are never taken apart.
 
-Each round fetches with one SELECT every node that may differ. Two nodes are compared on their bytes: what lies before the
-first and after the last difference is left alone, and of the records between, equal ones cancel out unparsed.
+Each round fetches with one SELECT every node that may differ. Two nodes are compared on their bytes: what lies before
+the first and after the last difference is left alone, and of the records between, equal ones cancel out unparsed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NEAR = 24  # a common prefix is found to within so many bytes
 
 
 class _Pair(NamedTuple):
-    """One directory on both sides: digests of nodes that together hold all that may differ. `path` is b"" for the root."""
+    """One directory on both sides, by nodes that together hold all that may differ. `path` is b"" for the root."""
 
     path: bytes
     base: tuple[bytes, ...]
@@ -96,10 +96,10 @@ def _between(base: Node, target: Node) -> tuple[list[bytes], list[bytes]]:
     # all after it are equal.
     shift = len(new) - len(old)
     last = bisect_left(base.ends, len(old) - kept)
-    while last < base.count:
+    while last < base.size:
         end = base.ends[last] + shift
         place = bisect_left(target.ends, end)
-        if place < target.count and target.ends[place] == end:
+        if place < target.size and target.ends[place] == end:
             return base.records(first, last + 1), target.records(first, place + 1)
         last += 1
     return base.records(first), target.records(first)

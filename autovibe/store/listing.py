@@ -1,7 +1,8 @@
 """Reading a manifest in the byte order of its paths, from any path on, with the times laid beside the tree.
 
-The order of names is not the order of paths: `a-b` comes before `a/x`. So a directory is entered when the next name of its
-parent is greater than its own name with a slash; those that wait form a stack, since each one's name begins the next one's.
+The order of names is not the order of paths: `a-b` comes before `a/x`. So a directory is entered when the next name of
+its parent is greater than its own name with a slash; those that wait form a stack, since each one's name begins the
+next one's.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class Listing:
         if node.height:
             first = node.find_chunk(begin)
             chunks = [_Ref(digest, times.children[i] if times else None) for i, digest in enumerate(node.children())]
-            for index in range(first, node.count):
+            for index in range(first, node.size):
                 if index > first and (index - first) % AHEAD == 1:  # one alone first: a search wants no more
                     self._fetch(chunks[index : index + AHEAD])
                 yield from self._rows(chunks[index], begin if index == first else b"")
@@ -178,7 +179,7 @@ class Listing:
         for ref in wanted:
             node = nodes.decode(bodies[ref.digest])
             laid = nodes.decode_times(times[ref.times]) if ref.times is not None else None
-            if laid is not None and node.count != len(laid.children if node.height else laid.times):
+            if laid is not None and node.size != len(laid.children if node.height else laid.times):
                 raise _not_beside()
             self._fetched[ref] = (node, laid)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 
 from sqlalchemy import Connection
 
@@ -49,8 +50,8 @@ def _walk(connection: Connection, table: str, root: bytes) -> Iterator[str]:
 def _tree_below(body: bytes) -> list[bytes]:
     """The nodes below one. Raises InternalError for records out of order or malformed."""
     node = nodes.decode(body)
-    names = [node.name(index) for index in range(node.count)]
-    if any(left >= right for left, right in zip(names, names[1:], strict=False)):
+    names = [node.name(index) for index in range(node.size)]
+    if any(left >= right for left, right in pairwise(names)):
         raise InternalError("Its names are not in order.")
     if node.height:
         return node.children()

@@ -1,10 +1,11 @@
 """Migrations: one process at a time, a backup before, a newer schema refused.
 
 The lock is a file lock beside a SQLite database and an advisory lock in PostgreSQL; whoever waits for it finds the work
-done. All pending migrations run in one transaction on both databases, so a failed one changes nothing. The backup of a SQLite
-file is a copy made by SQLite's online backup; of a PostgreSQL database, one by `pg_dump` where that is installed and as new
-as the server (otherwise the log says that there is none: back up a shared server by its own means). The last 5 are kept.
-To go back: stop the Hub, put the copy in the database's place (`pg_restore --clean` for PostgreSQL), start the old version.
+done. All pending migrations run in one transaction on both databases, so a failed one changes nothing. The backup of a
+SQLite file is a copy made by SQLite's online backup; of a PostgreSQL database, one by `pg_dump` where that is installed
+and as new as the server (otherwise the log says that there is none: back up a shared server by its own means). The last
+5 are kept. To go back: stop the Hub, put the copy in the database's place (`pg_restore --clean` for PostgreSQL), start
+the old version.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ from autovibe.store.tables import schema_history
 
 log = logging.getLogger(__name__)
 
+MIGRATIONS = Path(__file__).with_name("migrations")
 LOCK_SECONDS = 120
 KEPT_BACKUPS = 5
 _ADVISORY_LOCK = 0x6175746F  # any number that is ours: "auto"
 
 
 def migrate(store: Store, backups: Path) -> None:
-    """Bring the schema to this version's. Raises ConfigurationError for a schema of a newer autovibe, DatabaseUnavailable
-    when another process is still at it after two minutes."""
+    """Bring the schema to this version's.
+
+    Raises ConfigurationError for the schema of a newer autovibe, DatabaseUnavailable when another process has been at
+    it for two minutes.
+    """
     engine = migration_engine(store.url)
     try:
         with _file_lock(store), engine.connect() as connection, connection.begin():
@@ -94,7 +99,7 @@ def _too_new(connection: Connection, current: str, ours: str) -> ConfigurationEr
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
 

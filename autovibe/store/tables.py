@@ -1,7 +1,7 @@
 """The tables that belong to the store itself: content-addressed objects, and which autovibe made which schema.
 
-`tree` holds directories of manifests, `tree_times` the modification times beside them (see `store.nodes`); both are named by
-the SHA-256 of their body, shared by all checkpoints, and never changed.
+`tree` holds directories of manifests, `tree_times` the modification times beside them (see `store.nodes`); both are
+named by the SHA-256 of their body, shared by all checkpoints, and never changed.
 """
 
 from __future__ import annotations

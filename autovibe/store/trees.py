@@ -39,9 +39,9 @@ class Trees:
         """Store a manifest; writing one that is known changes nothing.
 
         `entries` come depth first: a directory before what lies in it, and all of that together. Directories above the
-        first ones (`/usr` for `/usr/local`) are implied and are no entries. Memory is bounded by one chain of directories;
-        no transaction is held while the next entry is waited for. Raises InvalidRequest for a path that is not absolute,
-        an empty name, `.` or `..`, a path twice, and numbers out of range.
+        first ones (`/usr` for `/usr/local`) are implied and are no entries. Memory is bounded by one chain of
+        directories; no transaction is held while the next entry is waited for. Raises InvalidRequest for a path that is
+        not absolute, an empty name, `.` or `..`, a path twice, and numbers out of range.
         """
         return Writer(self._store).write(entries)
 
@@ -86,7 +86,7 @@ class Trees:
         return min(sum(size for digest, size in new.items() if digest not in old), 2**63 - 1)
 
     def verify(self, root: str, times: str | None = None) -> list[str]:
-        """Hash everything reachable from `root` (and `times`) again: a sentence for each fault, none when it is whole."""
+        """Hash everything reachable from `root` and `times` again: a sentence for each fault, none when it is whole."""
         with self._store.connection() as connection:
             return list(prove(connection, _parse(root), _parse(times) if times is not None else None))
 

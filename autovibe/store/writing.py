@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 from autovibe.errors import InvalidRequest
@@ -122,7 +123,7 @@ class Writer:
             if name != nodes.SELF:
                 records[index] = nodes.with_child(records[index], nodes.EMPTY)
         order: Iterable[int] = range(len(names))
-        if any(left >= right for left, right in zip(names, names[1:], strict=False)):
+        if any(left >= right for left, right in pairwise(names)):
             order = sorted(order, key=names.__getitem__)
             names, records, times = ([some[i] for i in order] for some in (names, records, times))  # type: ignore[assignment]
             _check_unique(names, directory.path)
@@ -183,7 +184,7 @@ def _check_name(name: bytes, path: bytes) -> None:
 
 
 def _check_unique(names: list[bytes], directory: bytes) -> None:
-    for left, right in zip(names, names[1:], strict=False):
+    for left, right in pairwise(names):
         if left == right:
             raise InvalidRequest(
                 f"The manifest names {_quoted(directory + b'/' + left)} twice, or is not in depth-first order."

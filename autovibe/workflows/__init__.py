@@ -35,7 +35,7 @@ class Workflows:
     """The workflows of one process. Made before `durable.launch()`, which goes on with those a predecessor left."""
 
     def __init__(self, world: World, durable: Durable, workflows: Mapping[str, Workflow] = WORKFLOWS) -> None:
-        self._durable = durable
+        self.world, self._durable = world, durable
         world.check, world.is_parking, world.yield_turn = durable.check, durable.is_parking, durable.yield_turn
         for kind, workflow in workflows.items():
             durable.register(kind, partial(_run, durable, world, workflow))

@@ -50,12 +50,16 @@ def checkpoint_uuid(operation: Operation) -> UUID:
     return UUID(str(named)) if named else operation.object_uuid
 
 
+def _token(operation: Operation) -> str:
+    return f"{operation.uuid}-{operation.order.get('rounds', 0)}"
+
+
 def scan(world: World, operation_uuid: UUID) -> None:
     """Hold the guest and write its manifest; the hold stays on for the snapshot."""
     operation, machine, checkpoint = subject(world, operation_uuid)
     vms.require_space(world)
     address = vms.address_of(world, machine)
-    guest_scan.hold(world.guests, address, token=str(operation_uuid), watchdog_seconds=WATCHDOG_SECONDS)
+    guest_scan.hold(world.guests, address, token=_token(operation), watchdog_seconds=WATCHDOG_SECONDS)
     entries = guest_scan.scan(
         world.guests, address, guest_scan.WORKSPACE, full=bool(operation.order.get("full_scan", False))
     )
@@ -87,20 +91,23 @@ def release(world: World, operation_uuid: UUID) -> None:
     """Let the guest go on. Raises Repeat when it was not held all the while."""
     operation, machine, checkpoint = subject(world, operation_uuid)
     rounds = int(operation.order.get("rounds", 0))
-    if operation.order.get("is_broken_round") != rounds:
-        if guest_scan.release(world.guests, vms.address_of(world, machine), str(operation_uuid)):
-            return
-        _note(world, operation_uuid, is_broken_round=rounds)
+    # Asked a second time the guest would say that nothing is held, so its answer is kept.
+    was_held = operation.order.get("was_held")
+    if was_held is None:
+        was_held = guest_scan.release(world.guests, vms.address_of(world, machine), _token(operation))
+        _note(world, operation_uuid, was_held=was_held)
+    if was_held:
+        return
     _delete_snapshot(world, operation_uuid, machine, checkpoint)
     if rounds + 1 >= _ROUNDS:
         raise OperationFailed(
             f"The guest of machine '{machine.name}' could not be held still while it was checkpointed, {_ROUNDS} times."
         )
-    _note(world, operation_uuid, rounds=rounds + 1)
+    _note(world, operation_uuid, rounds=rounds + 1, was_held=None)
     raise Repeat("scan")
 
 
-def _note(world: World, operation_uuid: UUID, **values: int) -> None:
+def _note(world: World, operation_uuid: UUID, **values: int | None) -> None:
     with world.store.transaction() as session:
         row = rows.get(session, Operation, operation_uuid)
         row.order = {**row.order, **values}
@@ -122,9 +129,9 @@ def _delete_snapshot(world: World, operation_uuid: UUID, machine: Machine, check
 
 def thaw(world: World, operation_uuid: UUID) -> None:
     """Undo of a hold. It is no fault when the guest does not answer: its watchdog lets it go."""
-    _, machine, _ = subject(world, operation_uuid)
+    operation, machine, _ = subject(world, operation_uuid)
     try:
-        guest_scan.release(world.guests, vms.address_of(world, machine), str(operation_uuid))
+        guest_scan.release(world.guests, vms.address_of(world, machine), _token(operation))
     except (AutovibeError, NotYet) as error:
         _log.info("The guest of '%s' was not released and waits for its watchdog: %s", machine.name, error)
 

@@ -35,7 +35,7 @@ from autovibe.workflows.world import World
 
 _log = logging.getLogger(__name__)
 
-_FIRST_PAUSE, _LAST_PAUSE = 0.25, 1.0  # seconds between two calls of a step that waits
+_PAUSE = 0.25  # seconds between two calls of a step that waits
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0  # seconds between two tries while a part does not answer
 _UNDO_ATTEMPTS = 6  # of an undo that fails for another reason than that
 _UNDO_PATIENCE = 1800.0  # seconds an undo waits for something that answers but is not there yet
@@ -111,7 +111,7 @@ def _persist(durable: Durable, world: World, workflow: Workflow, number: int, op
     step = workflow.steps[number]
     allowed = step.deadline(world) if callable(step.deadline) else step.deadline
     begun_at, silent_since = 0.0, 0.0
-    pause, retry = _FIRST_PAUSE, _FIRST_RETRY
+    retry = _FIRST_RETRY
     while True:
         try:
             if not begun_at:
@@ -127,8 +127,7 @@ def _persist(durable: Durable, world: World, workflow: Workflow, number: int, op
                     f"{_explained(step, world, operation_uuid)}",
                     details={"step": step.name, "seconds": allowed},
                 ) from not_yet
-            durable.wait(pause)
-            pause = min(pause * 1.25, _LAST_PAUSE)
+            durable.wait(_PAUSE)
         except Unavailable as error:
             moment = time.monotonic()
             silent_since = silent_since or moment
@@ -225,7 +224,7 @@ def _undo(
         except NotYet as not_yet:
             if time.monotonic() - begun_at > _UNDO_PATIENCE:
                 return [f"Step '{step.name}' could not be undone: {str(not_yet).rstrip('.')}."]
-            durable.wait(_FIRST_PAUSE)
+            durable.wait(_PAUSE)
         except Unavailable as unavailable:
             if not is_announced:
                 pending = f"Step '{step.name}' is still to be undone, and tried until that works: {unavailable.message}"

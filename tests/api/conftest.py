@@ -56,10 +56,10 @@ class Served:
     def hub(self) -> Hub:
         return self.parts.hub
 
-    def get(self, path: str, **params: Any) -> httpx2.Response:
+    def get(self, path: str, /, **params: Any) -> httpx2.Response:
         return self.http.get(path, params=params)
 
-    def post(self, path: str, body: Any = None, *, key: str | None = None, **params: Any) -> httpx2.Response:
+    def post(self, path: str, body: Any = None, /, *, key: str | None = None, **params: Any) -> httpx2.Response:
         headers = {"Idempotency-Key": key} if key else {}
         return self.http.post(path, json={} if body is None else body, headers=headers, params=params)
 

@@ -111,7 +111,9 @@ def _sample(count: int, some: int, seed: int) -> frozenset[int]:
 def manifest(
     count: int, versions: dict[int, int] | Collection[int] = (), per_directory: int = 100, top: int = 100
 ) -> Iterator[Entry]:
-    """`count` files, so many a directory, so many directories in another; those in `versions` have another content and time."""
+    """`count` files, so many a directory, so many directories in another; those in `versions` have another content and
+    time.
+    """
     directory = EntryKind.directory
     yield Entry(b"/workspace", directory, 0o755, 1000, 1000, 0, b"", b"", 1)
     for path, numbers in _layout(count, per_directory, top):

@@ -109,5 +109,5 @@ def control_master(home: Path, address: Address) -> Iterator[list[str]]:
             time.sleep(0.05)
         yield [*argv, address.host]
     finally:
-        master.terminate()
+        master.kill()  # a SIGTERM that comes at the wrong moment is lost
         master.wait()

@@ -33,4 +33,5 @@ class Figure(NamedTuple):
         peer = f"peer {self.peer:.2f} {self.unit}" if self.peer else "no peer"
         ratio = f"ratio {self.ratio:.2f}" if self.ratio is not None else ""
         limit = "" if self.target is None else f"target {self.target:g}" + ("" if self.peer else f" {self.unit}")
-        return f"{self.name:<52} ours {self.ours:.2f} {self.unit:<3} {peer:<20} {ratio:<12} {limit:<14} {self.verdict}".rstrip()
+        ours = f"ours {self.ours:.2f} {self.unit}"
+        return f"{self.name:<64} {ours:<18} {peer:<18} {ratio:<11} {limit:<11} {self.verdict}".rstrip()

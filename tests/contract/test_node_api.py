@@ -16,6 +16,7 @@ from proxmoxer import ProxmoxAPI, ResourceException
 from autovibe.errors import ConfigurationError
 from autovibe.node import auth, serve
 from autovibe.node.disks import Disks
+from autovibe.node.server import _as_reason
 from tests.contract.node_parts import Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"
@@ -76,9 +77,7 @@ def test_a_connection_serves_many_requests(client: Client) -> None:
         ("GET", "/nodes/pvetest/ceph/status", 501, "Method 'GET /nodes/pvetest/ceph/status' not implemented"),
     ],
 )
-def test_unknown_paths_and_methods_answer_501(
-    client: Client, method: str, path: str, status: int, reason: str
-) -> None:
+def test_unknown_paths_and_methods_answer_501(client: Client, method: str, path: str, status: int, reason: str) -> None:
     answer = client.ask(method, path)
     assert (answer.status, answer.reason) == (status, reason)
 
@@ -95,6 +94,11 @@ def test_extjs_always_answers_200(client: Client) -> None:
 def test_a_large_body_is_refused(client: Client) -> None:
     answer = client.ask("POST", f"{N}/qemu", {"vmid": 100, "description": "x" * (600 << 10)})
     assert (answer.status, answer.reason, answer.body) == (501, "for data too large", b"")
+
+
+def test_a_message_of_the_guests_becomes_an_ascii_reason() -> None:
+    message = "Agent error: Failed to execute child process \u201c/nope\u201d (\u00c3)\nmore"
+    assert _as_reason(message) == b"Agent error: Failed to execute child process '/nope' (?)"
 
 
 def test_plain_http_is_sent_to_https(client: Client) -> None:
@@ -534,7 +538,9 @@ def multipart(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, dict[str, s
     for name, filename, content in parts:
         place = f'; filename="{filename}"' if filename is not None else ""
         kind = "\r\nContent-Type: application/octet-stream" if filename is not None else ""
-        body += f'--b0\r\nContent-Disposition: form-data; name="{name}"{place}{kind}\r\n\r\n'.encode() + content + b"\r\n"
+        body += (
+            f'--b0\r\nContent-Disposition: form-data; name="{name}"{place}{kind}\r\n\r\n'.encode() + content + b"\r\n"
+        )
     return body + b"--b0--\r\n", {"Content-Type": "multipart/form-data; boundary=b0"}
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +48,7 @@ class KilledNode:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Iterator[Path]:
+def prepared(tmp_path: Path) -> Path:
     """A home with a template 100 and a VM 200 that has a snapshot."""
     home = tmp_path / "node"
     client = Client(make_node(home, FlagQemu()))
@@ -57,7 +57,7 @@ def prepared(tmp_path: Path) -> Iterator[Path]:
     client.do("POST", f"{N}/qemu", vmid=200, scsi0="local-lvm:1", scsi1="local:1")
     client.do("POST", f"{N}/qemu/200/snapshot", snapname="s0")
     client.node.stop()
-    yield home
+    return home
 
 
 def check_whole(home: Path) -> Client:
@@ -111,7 +111,7 @@ def test_whatever_is_killed_the_home_is_whole_again(prepared: Path, seed: int) -
     node.kill()
     for thread in threads:
         thread.join()
-    c=check_whole(prepared); print("ENDS", [(t["type"],t["status"]) for t in c.get(f"{N}/tasks", limit=0)]); c.node.stop()
+    check_whole(prepared).node.stop()
 
 
 def _work_through(node: KilledNode, calls: list[tuple[str, str, dict[str, Any]]]) -> None:

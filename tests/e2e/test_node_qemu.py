@@ -28,8 +28,8 @@ MIB = 1 << 20
 
 # Sends an 'A' to the serial port, adds one to a number and writes it to sector 1, waits 20 ms, and so on for ever.
 COUNTER = bytes.fromhex(
-    "fa31c08ed88ec08ed0bc007cfb8816447cbaf803b041ee66ff060080be347cb443b0008a16447ccd13b48631c9ba204ecd15ebdd10000100"
-    "0080000001"
+    "fa31c08ed88ec08ed0bc007cfb88164a7cbaf803b041ee66ff060080c7063c7c0100be3a7cb443b0008a164a7ccd13b48631c9ba204ecd15"
+    "ebd7100001000080000001"
 )
 
 
@@ -108,6 +108,15 @@ def count(disks: Disks, volid: str) -> int:
         target.unlink(missing_ok=True)
 
 
+def live_count(qemu: Qemu, disks: Disks, volid: str) -> int:
+    """The same of a running VM: a pause makes QEMU write out what it holds back of the image's tables."""
+    qemu.suspend(VMID)
+    try:
+        return count(disks, volid)
+    finally:
+        qemu.resume(VMID)
+
+
 class TestProcesses:
     def test_life(self, qemu: Qemu, disks: Disks, volid: str, tmp_path: Path) -> None:
         assert (qemu.status(VMID), qemu.pid(VMID), qemu.started_at(VMID)) == ({}, None, None)
@@ -135,7 +144,7 @@ class TestProcesses:
     def test_a_vm_outlives_its_node(self, qemu: Qemu, disks: Disks, volid: str, tmp_path: Path) -> None:
         program = (
             "import sys; from pathlib import Path; from autovibe.node.qemu import Qemu;"
-            f"q = Qemu(Path({str(tmp_path)!r}), Path({str(qemu._run)!r}), accel='tcg', forward_port={qemu.forward_port});"
+            f"q = Qemu(Path({str(tmp_path)!r}), Path({str(qemu._run)!r}), accel='tcg', forward_port=1024);"
             f"q.start({VMID}, {config(volid)!r}, {{'scsi0': Path({str(disks.path(volid))!r})}});"
             "import os, signal; os.killpg(0, signal.SIGKILL)"
         )
@@ -151,7 +160,7 @@ class TestProcesses:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not qemu.is_running(VMID), 5, "its end")
-        with pytest.raises(MonitorError, match="unable to connect|connection closed|Broken pipe"):
+        with pytest.raises(MonitorError, match=r"unable to connect"):
             qemu.monitor(VMID).execute("query-status")
         start(qemu, disks, volid)
 
@@ -242,9 +251,7 @@ class TestLiveDisks:
         time.sleep(0.3)
         with pytest.raises(DiskError, match="already exists"):
             disks.snapshot(volid, "two", monitor=monitor)
-        qemu.suspend(VMID)
-        now = count(disks, volid)
-        qemu.resume(VMID)
+        now = live_count(qemu, disks, volid)
         disks.delete_snapshot(volid, "one", monitor=monitor)
         disks.resize(volid, 4 * MIB, monitor=monitor)
         assert disks.size(volid) == 4 * MIB
@@ -256,7 +263,7 @@ class TestLiveDisks:
             volid, VMID + 1, storage="local-lvm", snapshot="two", format=None, progress=silent, monitor=monitor
         )
         assert 0 < count(disks, old) < now
-        wait_for(lambda: count(disks, volid) > now, 10, "another write")
+        wait_for(lambda: live_count(qemu, disks, volid) > now, 10, "another write")
         qemu.stop(VMID)
         assert disks.snapshots(volid) == ["two"]
         disks.rollback(volid, "two")
@@ -269,11 +276,8 @@ class TestLiveDisks:
             assert qemu_img.read_header(disks.path(volid)).backing is None
         subprocess.run(["qemu-img", "check", "-q", str(disks.path(volid))], check=True)
 
+    @pytest.mark.parametrize("volid", ["local-lvm"], indirect=True)
     def test_a_clone_of_a_snapshot_runs_beside_its_origin(self, qemu: Qemu, disks: Disks, volid: str) -> None:
-        if volid.startswith("local:"):
-            volid = disks.copy(
-                volid, VMID, storage="local-lvm", snapshot=None, format=None, progress=silent, monitor=None
-            )
         start(qemu, disks, volid)
         disks.snapshot(volid, "one", monitor=qemu.monitor(VMID))
         clone = disks.clone(volid, VMID + 1, snapshot="one")
@@ -287,11 +291,10 @@ class TestLiveDisks:
         assert any("merged" in line for line in disks.recover())
         assert qemu_img.read_header(disks.path(volid)).backing is None
 
+    @pytest.mark.parametrize("volid", ["local-lvm"], indirect=True)
     def test_the_node_is_killed_while_qemu_switches(
         self, qemu: Qemu, disks: Disks, volid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if volid.startswith("local:"):
-            pytest.skip("an internal snapshot is made by QEMU alone")
         start(qemu, disks, volid)
         from autovibe.node import thin
 
@@ -305,8 +308,8 @@ class TestLiveDisks:
         again = Disks(tmp_path / "storage")
         assert any("finished snapshot 'one'" in line for line in again.recover())
         assert again.snapshots(volid) == ["one"]
-        before = count(again, volid)
-        wait_for(lambda: count(again, volid) > before, 10, "a write into the new top")
+        before = live_count(qemu, again, volid)
+        wait_for(lambda: live_count(qemu, again, volid) > before, 10, "a write into the new top")
 
 
 class TestProbe:
@@ -367,7 +370,7 @@ def test_a_debian_guest(qemu: Qemu, disks: Disks, guest_image: Path, tmp_path: P
     assert run("cat", data="grüße".encode()) == (0, "grüße".encode())
     pid = agent.exec(["sh", "-c", "echo err >&2; kill -9 $$"])
     wait_for(lambda: (told := agent.exec_status(pid))["exited"] and _check_killed(told), 20, "its end")
-    with pytest.raises(AgentError, match=r"Agent error: .*does not exist"):
+    with pytest.raises(AgentError, match="Agent error: "):  # told once: qemu-ga has forgotten it
         agent.exec_status(pid)
     with pytest.raises(AgentError, match="Agent error: "):
         agent.exec(["/nope"])

@@ -136,7 +136,7 @@ class StubDisks:
         *,
         size: int,
         name: str | None = None,
-        format: str | None = None,  # noqa: A002
+        format: str | None = None,
     ) -> str:
         name = (name or self._fresh_name(storage, vmid)).removesuffix(".qcow2").removesuffix(".raw")
         place = self.root / storage / "volumes" / name
@@ -191,7 +191,7 @@ class StubDisks:
         *,
         storage: str,
         snapshot: str | None,
-        format: str | None,  # noqa: A002
+        format: str | None,
         progress: Callable[[str], None],
         monitor: Any,
     ) -> str:

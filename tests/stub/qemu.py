@@ -23,9 +23,16 @@ from autovibe.node.qemu import forward_address
 
 SHIMS = Path(__file__).parent / "bin" / "shim"
 COMMANDS = (
-    "sudo systemctl systemd-run hostname hostnamectl systemd-machine-id-setup date cloud-init timedatectl hwclock loginctl "
-    "fsfreeze apt-get"
-).split()
+    "sudo",
+    "systemctl",
+    "systemd-run",
+    "hostname",
+    "hostnamectl",
+    "date",
+    "cloud-init",
+    "timedatectl",
+    "apt-get",
+)
 MARK = "AUTOVIBE_STUB_VM"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
@@ -18,6 +18,7 @@ from autovibe.errors import ConfigurationError, DatabaseUnavailable, Insufficien
 from autovibe.store import Store, rows
 from autovibe.store.turn import Turn
 from autovibe.types import MachineStatus
+from tests.conftest import Postgres
 
 
 def make_machine(store: Store, **values: object) -> Machine:
@@ -45,7 +46,7 @@ def test_a_transaction_commits_at_its_end_and_tells(store: Store) -> None:
 def test_an_exception_rolls_back_and_tells_nobody(store: Store) -> None:
     told: list[int] = []
     store.after_commit.append(lambda: told.append(1))
-    with pytest.raises(KeyError), store.transaction() as session:
+    with pytest.raises(KeyError), store.transaction() as session:  # noqa: PT012 - the context is under test
         session.add(Project(name="gone"))
         session.flush()
         raise KeyError("stop")
@@ -58,7 +59,7 @@ def test_a_constraint_is_left_to_the_caller_and_a_savepoint_survives_it(store: S
     with store.transaction() as session:
         session.add(Project(name="one"))
         session.flush()
-        with pytest.raises(IntegrityError), session.begin_nested():
+        with pytest.raises(IntegrityError), session.begin_nested():  # noqa: PT012
             session.add(Project(name="one"))
             session.flush()
         session.add(Project(name="two"))
@@ -180,6 +181,52 @@ def test_the_password_is_in_no_message() -> None:
     assert "127.0.0.1" in caught.value.message
 
 
+def test_a_wrong_password_is_no_matter_of_waiting(postgres: Postgres) -> None:
+    refused = [make_url(postgres.url).set(password="wr0ng"), make_url(postgres.url).set(database="missing")]
+    for url in refused:
+        store = Store(url.render_as_string(hide_password=False))
+        with pytest.raises(ConfigurationError, match="refuses") as caught:
+            store.check()
+        assert "wr0ng" not in caught.value.message
+        store.close()
+
+
+def test_a_lost_connection_is_told_and_the_next_one_works(store: Store) -> None:
+    if store.is_sqlite:
+        return  # it has none
+    make_machine(store)
+    with pytest.raises(DatabaseUnavailable), store.transaction() as session:  # noqa: PT012
+        ours = session.connection().execute(text("SELECT pg_backend_pid()")).scalar_one()
+        with store.reading() as other:
+            other.connection().execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": ours})
+        session.connection().execute(text("SELECT 1"))
+    make_machine(store)
+
+
+def test_a_deadlock_is_told_as_try_again(store: Store) -> None:
+    one, two = make_machine(store), make_machine(store)
+    both_hold = threading.Barrier(2, timeout=20) if not store.is_sqlite else None  # SQLite lets in one at a time
+    ended: list[type[BaseException] | None] = []
+
+    def take(first: Machine, second: Machine) -> None:
+        try:
+            with store.transaction() as session:
+                for machine in (first, second):
+                    rows.compare_and_set(session, Machine, machine.uuid, expect={}, change={"progress": "mine"})
+                    if both_hold and machine is first:
+                        both_hold.wait()
+            ended.append(None)
+        except DatabaseUnavailable as error:
+            ended.append(type(error))
+
+    threads = [threading.Thread(target=take, args=pair) for pair in ((one, two), (two, one))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(map(str, ended)) == sorted(map(str, [None, None if store.is_sqlite else DatabaseUnavailable]))
+
+
 def test_a_sqlite_file_is_private_and_another_writer_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +250,7 @@ def test_a_sqlite_file_is_private_and_another_writer_is_waited_for(
 def test_a_full_disk_says_so(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path / 'small.db'}")
     store.migrate(tmp_path / "backups")
-    with pytest.raises(InsufficientSpace, match="full"), store.transaction() as session:
+    with pytest.raises(InsufficientSpace, match="full"), store.transaction() as session:  # noqa: PT012
         pages = session.connection().exec_driver_sql("PRAGMA page_count").scalar_one()
         session.connection().exec_driver_sql(f"PRAGMA max_page_count={pages}")
         session.add(Project(name="big", description="x" * 1_000_000))

@@ -59,7 +59,7 @@ class Bench:
         given: dict[str, Any] = dict.fromkeys(World.__dataclass_fields__, None)
         for name in ("check", "is_parking", "yield_turn", "tasks", "asked_at", "boot_deadline", "provision_deadline"):
             del given[name]
-        world = World(**{**given, "store": self.store, "patience": 1.0})
+        world = World(**{**given, "store": self.store, "patience": 0.4})
         durable = Durable(f"sqlite:///{self.directory / 'durable.db'}", home=self.directory, workers=2, host="bench")
         table = Workflow((*steps, Step("mark", self.succeed)), self.fail, heeds_wanted=heeds_wanted)
         workflows = Workflows(world, durable, {"test": table})
@@ -90,7 +90,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(store: Store, tmp_path: Path) -> Iterator[Bench]:
+def bench(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr("autovibe.workflows.engine._FIRST_RETRY", 0.05)
     made = Bench(store, tmp_path)
     yield made
     made.close()
@@ -167,10 +168,7 @@ def test_an_undo_is_tried_until_the_hypervisor_is_back_and_says_so(bench: Bench)
     assert bench.await_end(operation_uuid).progress == ""
 
 
-def test_an_undo_that_fails_is_tried_and_does_not_keep_the_others_from_running(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("autovibe.workflows.engine._FIRST_RETRY", 0.01)
+def test_an_undo_that_fails_is_tried_and_does_not_keep_the_others_from_running(bench: Bench) -> None:
     operation = bench.run(
         Step("one", bench.says("one"), undo=bench.says("undo one")),
         Step("two", bench.raises(OperationFailed("It broke.")), undo=bench.raises(*[OperationFailed("No.")] * 50)),

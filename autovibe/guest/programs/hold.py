@@ -111,6 +111,11 @@ def group_of(pid: int, cgroups: str) -> str:
     return cgroups + match.group(1) if match else ""
 
 
+def connection() -> int:
+    """The process of the SSH connection we came by: the oldest ancestor that is not the listener's own."""
+    return [pid for pid in chain() if not is_daemon(pid)][-1]
+
+
 def step_out(cgroups: str, token: str, frozen: list[str]) -> dict[str, Any]:
     """Move our connection's processes out of what will be frozen.
 
@@ -149,13 +154,17 @@ def spawn(act: Any) -> int:
         null = os.open("/dev/null", os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
+        os.closerange(3, 256)  # the note's lock above all, which would be held as long as the process lives
         act()
     finally:
         os._exit(0)
 
 
-def watch(token: str, seconds: float) -> None:
-    time.sleep(seconds)
+def watch(token: str, seconds: float, connection: int) -> None:
+    """Thaw when the time is over, or when the connection of the Hub that holds the guest is gone for good."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and os.path.exists(f"/proc/{connection}"):
+        time.sleep(0.5)
     with noted() as note:
         if note.get("token") == token:
             note["watchdog"] = 0
@@ -239,7 +248,8 @@ def hold(order: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
     note.update(boot=boot(), token=token, cgroups=cgroups, groups=found, jobs="", watchdog=0, moved={})
     try:
         note["moved"] = step_out(cgroups, token, found)
-        note["watchdog"] = spawn(lambda: watch(token, order["watchdog_seconds"]))
+        held_by = connection()
+        note["watchdog"] = spawn(lambda: watch(token, order["watchdog_seconds"], held_by))
         write_note(note)
         freeze(found)
         while new := [path for path in groups(cgroups) if path not in note["groups"]]:

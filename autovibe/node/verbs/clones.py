@@ -158,12 +158,21 @@ def _refuse_template(state: State, vmid: int, config: Config) -> None:
 
 
 def make_template(state: State, vmid: int, config: Config, task: Task) -> None:
-    """Turn each disk into a base volume; the configuration is written after each, so that a kill loses no name."""
+    """Turn each disk into a base volume; the configuration is written after each, so that a kill loses no name.
+
+    When the first disk cannot be one, the VM is what it was before.
+    """
     config.values["template"] = "1"
     state.configs.save(vmid, config)
-    for key, drive in drives.disks(dict(config.values)):
-        task.log(f"convert drive {key} ({drive['file']}) to a base volume")
-        drive["file"] = state.disks.make_base(drive["file"])
+    for number, (key, drive) in enumerate(drives.disks(dict(config.values))):
+        try:
+            task.log(f"convert drive {key} ({drive['file']}) to a base volume")
+            drive["file"] = state.disks.make_base(drive["file"])
+        except Exception:
+            if number == 0:
+                del config.values["template"]
+                state.configs.save(vmid, config)
+            raise
         config.values[key] = drives.render(drive)
         state.configs.save(vmid, config)
 

@@ -51,14 +51,25 @@ def refuse_pool(call: Call) -> None:
 def _make(state: State, vmid: int, given: dict[str, str], storage: str, task: Task) -> None:
     made = volumes.create(state, vmid, given, storage, task.log)
     values = {**volumes.new_identity(host.qemu_version()), **made.values}
-    if "boot" not in values and (first := next(drives.disks(values), None)):
-        values["boot"] = f"order={first[0]}"
+    if "boot" not in values and (order := _default_boot_order(values)):
+        values["boot"] = f"order={';'.join(order)}"
     try:
         task.check()
         state.configs.save(vmid, Config(values))
     except BaseException:
         made.undo()
         raise
+
+
+def _default_boot_order(values: dict[str, str]) -> list[str]:
+    """The first disk, the first disc drive, the first network card (QemuServer.pm get_default_bootdevices)."""
+    disk = next((key for key, _ in drives.disks(values)), None)
+    disc = next(
+        (key for key, drive in drives.attached(values) if drives.is_cdrom(drive) and not drives.is_cloudinit(drive)),
+        None,
+    )
+    net = next((key for key in sorted(values) if key.startswith("net")), None)
+    return [key for key in (disk, disc, net) if key]
 
 
 def remove_half_made(state: State, vmid: int) -> None:

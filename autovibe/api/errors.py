@@ -93,9 +93,11 @@ async def _malformed(request: Request, error: Exception) -> JSONResponse:
         for fault in faults[:50]
     ]
     sentence = "; ".join(f"{fault['field']}: {fault['message']}" for fault in fields[:5])
-    return envelope(
-        InvalidRequest(f"The request is malformed: {sentence}.", details={"fields": fields}), request_id_of(request)
-    )
+    text = f"The request is malformed: {sentence}."
+    kind = request.headers.get("content-type", "")
+    if request.method == "POST" and "json" not in kind:
+        text += f" Send JSON with 'Content-Type: application/json', not '{kind[:60]}'."
+    return envelope(InvalidRequest(text, details={"fields": fields}), request_id_of(request))
 
 
 async def _of_the_framework(request: Request, error: Exception) -> JSONResponse:

@@ -81,11 +81,18 @@ class Requests:
             await self._app(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - start
-            self._traffic.note(seconds, status >= 500)
+            if not _may_wait(scope):
+                self._traffic.note(seconds, status >= 500)
             actor = getattr(scope["state"].get("actor"), "name", "-")
             # The path alone: a query may hold what is nobody's business.
             logger.info("%s %s %s %d %.1f ms", actor, scope["method"], scope["path"], status, seconds * 1000)
             request_id.reset(token)
+
+
+def _may_wait(scope: Scope) -> bool:
+    """Whether the client asked to be kept waiting, so that the time taken says nothing of the api."""
+    query = scope["query_string"]
+    return b"wait" in query or b"follow" in query or scope["path"].endswith("/exec")
 
 
 class BodyLimit:

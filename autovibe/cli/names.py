@@ -9,7 +9,6 @@ from uuid import UUID
 
 from autovibe.cli import output
 from autovibe.errors import InvalidRequest, NotFound
-from autovibe.types import is_name
 
 if TYPE_CHECKING:
     from autovibe import schemas
@@ -23,7 +22,7 @@ Named = TypeVar("Named", bound="schemas.Project | schemas.Machine | schemas.Chec
 def project(client: Client, word: str) -> schemas.Project:
     if (uuid := _uuid(word)) is not None:
         return client.projects.get(uuid)
-    if is_name(word) and (named := client.projects.list(name=word).projects):
+    if _is_name(word) and (named := client.projects.list(name=word).projects):
         return named[0]
     return _pick("project", word, list(client.projects.each()), lambda item: item.name)
 
@@ -32,7 +31,7 @@ def machine(client: Client, word: str) -> schemas.Machine:
     """By name the machine that lives, else the newest that had the name."""
     if (uuid := _uuid(word)) is not None:
         return client.machines.get(uuid)
-    if is_name(word) and (named := client.machines.list(name=word, limit=200).machines):
+    if _is_name(word) and (named := client.machines.list(name=word, limit=200).machines):
         living = [item for item in named if not item.status.is_final]
         return (living or named)[0]
     return _pick("machine", word, list(client.machines.each()), lambda item: item.name)
@@ -45,6 +44,12 @@ def checkpoint(client: Client, word: str, *, of: str | None = None) -> schemas.C
     projects = [project(client, of)] if of else list(client.projects.each())
     found = [item for one in projects for item in client.checkpoints.each(one.uuid)]
     return _pick("checkpoint", word, found, lambda item: item.label)
+
+
+def _is_name(word: str) -> bool:
+    from autovibe.types import is_name
+
+    return is_name(word)
 
 
 def _uuid(word: str) -> UUID | None:

@@ -52,6 +52,7 @@ class Event(SQLModel, table=True):
     """Something changed. Written in the transaction that changed it; the tailer of each process wakes who waits."""
 
     __tablename__ = "event"
+    __table_args__ = {"sqlite_autoincrement": True}  # an id is never given twice, also when old events are pruned
 
     id: int | None = Field(default=None, primary_key=True, sa_type=_SEQUENCE)
     kind: str = Field(max_length=60)  # "machine.status", "operation.step", "machine.output", …

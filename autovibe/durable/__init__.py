@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 _SCHEMA = "autovibe_durable"
 _APPLICATION_VERSION = "1"  # raise it only with a way to finish the workflows of the version before
 _CONNECTIONS = 8  # of DBOS to the system database
+_PRUNE_SECONDS = 3600.0
+_KEPT = timedelta(days=7)  # the journals of workflows that have ended
 
 
 class Parked(BaseException):
@@ -115,6 +118,8 @@ class Durable:
         if not is_sqlite:
             url = url.set(drivername="postgresql+psycopg")
         try:
+            if is_sqlite:
+                Path(url.database or "").touch(mode=0o600)
             self._engine = sa.create_engine(url, pool_size=1, max_overflow=1, pool_pre_ping=not is_sqlite)
             self._heartbeats = Heartbeats(
                 self._engine, None if is_sqlite else _SCHEMA, self.executor_id, self._stale_seconds
@@ -123,6 +128,7 @@ class Durable:
             self._heartbeats.enter()
             self._launch_engine(url.render_as_string(hide_password=False))
         except SQLAlchemyError as error:
+            self._end_engine(is_idle=False)
             self._slot.release()
             raise DatabaseUnavailable(
                 f"The system database {url.render_as_string()} does not answer.", log_detail=str(error)
@@ -278,7 +284,7 @@ class Durable:
 
         heartbeats = self._heartbeats
         assert heartbeats is not None  # noqa: S101 - launch made it
-        is_silent = False
+        is_silent, prune_at = False, time.monotonic() + _PRUNE_SECONDS
         while not self._ended.wait(self._beat_seconds):
             try:
                 if not heartbeats.beat():
@@ -291,8 +297,23 @@ class Durable:
                         adopted = DBOS._recover_pending_workflows([dead])
                         _log.info("Adopted %d workflows of %s, which is gone.", len(adopted), dead)
                         heartbeats.forget(dead, claim)
+                if time.monotonic() > prune_at:
+                    prune_at = time.monotonic() + _PRUNE_SECONDS
+                    _prune()
                 is_silent = False
             except Exception as error:  # noqa: BLE001 - whatever it was, a process that stops beating loses its work
                 if not is_silent:
                     _log.warning("The heartbeat of %s failed and is tried again: %s", self.executor_id, error)
                 is_silent = True
+
+
+def _prune() -> None:
+    """Forget workflows that have ended long ago, a batch at a time."""
+    from dbos import DBOS
+
+    before = (datetime.now(UTC) - _KEPT).isoformat()
+    old = DBOS.list_workflows(
+        status=["SUCCESS", "ERROR"], completed_before=before, limit=1000, load_input=False, load_output=False
+    )
+    if old:
+        DBOS.delete_workflows([workflow.workflow_id for workflow in old])

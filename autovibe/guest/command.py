@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,23 @@ from dataclasses import dataclass
 from autovibe.errors import InvalidRequest
 
 TIMED_OUT = 124
-KILLED = 137
-_GRACE_SECONDS = 2  # between the polite signal at the time-out and the one that cannot be ignored
+_MOST_SECONDS = 7 * 86400
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _USER = re.compile(r"^[a-z_][a-z0-9_-]{0,31}$")
 _MOST_BYTES = 128 * 1024 - 1  # of one argument of execve; the whole line is one argument of the login shell
+
+
+# The fifth word of stat is the process group: $$ alone is not its leader where something wraps the login shell.
+_TELL_GROUP = "read -r _ _ _ _ g _ </proc/$$/stat; echo $g >&2; "
+
+# Without a word from the Hub, also when it is gone, the polite signal comes, and after two seconds the other one.
+_GUARD = """
+if read -r -t "$2" word && [ "$word" = done ]; then exit; fi
+left=$((${2%.*} - SECONDS)); [ "$left" -gt 0 ] && sleep "$left"
+kill -TERM -- "-$1" || exit
+for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; kill -0 -- "-$1" 2>/dev/null || exit; done
+kill -KILL -- "-$1"
+"""
 
 
 class Script(str):
@@ -42,29 +53,25 @@ def line(
     user: str | None,
     cwd: str | None,
     env: Mapping[str, str] | None,
-    timeout_seconds: float,
 ) -> str:
-    """The command line for the guest's login shell.
+    """The command line for the guest's login shell: [sudo -n -u USER] [env [-C CWD] NAME=VALUE …] ARGV…
 
-    [sudo -n -u USER] timeout -k 2 SECONDS [env [-C CWD] NAME=VALUE …] ARGV…: `timeout` leads a process group and ends
-    it as a whole, inside sudo so that it may. Raises InvalidRequest for what no command can be.
+    Before it becomes the command, the shell tells its process group as the first line of standard error, for the guard.
+    Raises InvalidRequest for what no command can be.
     """
     argv = ["bash", "-c", str(command)] if isinstance(command, Script) else [str(part) for part in command]
     if not argv or not argv[0]:
         raise InvalidRequest("There is no command to run.", details={"field": "argv"})
-    if not timeout_seconds > 0 or math.isinf(timeout_seconds):
-        raise InvalidRequest("A time-out is a number of seconds above 0.", details={"field": "timeout_seconds"})
     words: list[str] = []
     if user is not None and user != login:
         if not _USER.match(user):
             raise InvalidRequest(f"'{user[:40]}' cannot be the name of a user.", details={"field": "user"})
         words += ["sudo", "-n", "-u", user]
-    words += ["timeout", "-k", str(_GRACE_SECONDS), f"{timeout_seconds:.3f}"]
     if env or cwd is not None:
         words += ["env", *_environment(cwd, env or {})]
         if "=" in argv[0]:  # env would take it for a variable
             argv = ["/bin/sh", "-c", 'exec "$@"', "sh", *argv]
-    text = "exec " + shlex.join([*words, *argv])
+    text = f"{_TELL_GROUP}exec {shlex.join([*words, *argv])}"
     if "\0" in text:
         raise InvalidRequest("A command cannot hold a NUL character.", details={"field": "argv"})
     if len(text.encode("utf-8", "surrogateescape")) > _MOST_BYTES:
@@ -73,6 +80,22 @@ def line(
             details={"field": "argv"},
         )
     return text
+
+
+def guard_line(login: str, group: int, seconds: float) -> str:
+    """The guard of a process group: ends it after `seconds`, unless it reads "done" before."""
+    sudo = [] if login == "root" else ["sudo", "-n", "-u", "root"]
+    return "exec " + shlex.join([*sudo, "bash", "-c", _GUARD, "guard", str(group), f"{seconds:.3f}"])
+
+
+def checked_timeout(seconds: float) -> float:
+    """`seconds` itself. Raises InvalidRequest for what is no time-out."""
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise InvalidRequest(
+            f"A time-out is a number of seconds above 0 and at most {_MOST_SECONDS}.",
+            details={"field": "timeout_seconds"},
+        )
+    return seconds
 
 
 def _environment(cwd: str | None, env: Mapping[str, str]) -> list[str]:

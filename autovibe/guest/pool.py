@@ -19,7 +19,7 @@ import paramiko
 
 from autovibe.errors import GuestUnreachable, NotYet
 from autovibe.guest import conversation, files
-from autovibe.guest.command import Result, Script, line
+from autovibe.guest.command import Result, Script, checked_timeout, guard_line, line
 from autovibe.guest.files import File
 from autovibe.guest.keys import generate_key
 from autovibe.guest.links import Address, KeyRefused, Link, Silent, connect
@@ -93,10 +93,17 @@ class Guests:
         124. Raises GuestUnreachable when the connection is lost before the end: nobody knows then how far the command
         came.
         """
-        text = line(argv, login=address.user, user=user, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
-        with self._channel(address) as channel:
+        checked_timeout(timeout_seconds)
+        text = line(argv, login=address.user, user=user, cwd=cwd, env=env)
+        with self._channel(address) as (link, channel):
             return conversation.run(
-                channel, address, text, input=input, timeout_seconds=timeout_seconds, output_limit=output_limit
+                channel,
+                address,
+                text,
+                _guard_on(link, address),
+                input=input,
+                timeout_seconds=timeout_seconds,
+                output_limit=output_limit,
             )
 
     def stream(
@@ -114,9 +121,11 @@ class Guests:
 
         Closing the iterator closes the channel; the command is told by SIGPIPE and ended by its time-out.
         """
-        text = line(argv, login=address.user, user=user, cwd=cwd, env=env, timeout_seconds=timeout_seconds)
-        with self._channel(address) as channel:
-            yield from conversation.pieces(channel, address, text, input=input, timeout_seconds=timeout_seconds)
+        checked_timeout(timeout_seconds)
+        text = line(argv, login=address.user, user=user, cwd=cwd, env=env)
+        with self._channel(address) as (link, channel):
+            guard = _guard_on(link, address)
+            yield from conversation.pieces(channel, address, text, guard, input=input, timeout_seconds=timeout_seconds)
 
     def push(self, address: Address, placed: Sequence[File], *, timeout_seconds: float = 300) -> None:
         """Write (and delete) files as root, all or none; see `files.push`."""
@@ -184,10 +193,10 @@ class Guests:
             link.close()
 
     @contextlib.contextmanager
-    def _channel(self, address: Address) -> Iterator[paramiko.Channel]:
+    def _channel(self, address: Address) -> Iterator[tuple[Link, paramiko.Channel]]:
         link, channel = self._open(address)
         try:
-            yield channel
+            yield link, channel
         finally:
             channel.close()
             self._give_back(link)
@@ -252,6 +261,19 @@ class Guests:
             if self._pinned.get(address) is link:
                 del self._pinned[address]
         link.close()
+
+
+def _guard_on(link: Link, address: Address) -> conversation.StartGuard:
+    """Guards go over the connection of the command they guard."""
+
+    def start(group: int, seconds: float) -> paramiko.Channel | None:
+        try:
+            channel = link.transport.open_session(timeout=_OPEN_SECONDS)
+        except paramiko.ChannelException:
+            return None
+        return conversation.start(channel, guard_line(address.user, group, seconds))
+
+    return start
 
 
 def _reap(guests: weakref.ref[Guests], closed: threading.Event) -> None:

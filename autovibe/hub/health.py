@@ -21,7 +21,8 @@ from autovibe.version import __version__
 logger = logging.getLogger(__name__)
 
 _KEEP_SECONDS = 3.0  # how long an answer of Proxmox is passed on without asking again
-_PATIENCE_SECONDS = 4.0  # how long a health request waits for Proxmox
+_PATIENCE_SECONDS = 4.0  # how long a health request waits for Proxmox when nothing is known of it
+_GLANCE_SECONDS = 0.2  # how long when something is
 _STALE_SECONDS = 30.0  # the tailer passes every second; without a pass for this long it hangs
 
 Verdict = Literal["healthy", "degraded", "unhealthy"]
@@ -47,11 +48,14 @@ class Watchtower:
                 self._is_asking = True
                 self._fresh.clear()
                 threading.Thread(target=self._ask, args=(hub,), name="health", daemon=True).start()
-        if not self._fresh.wait(_PATIENCE_SECONDS):
-            return schemas.ServiceHealth(
-                status="unhealthy", message=f"The Proxmox API has not answered within {_PATIENCE_SECONDS:.0f} s."
-            ), None
+            is_known = time.monotonic() - self._asked_at < _STALE_SECONDS
+        # Somebody who asks often hears the answer before this one at once, so a node that hangs holds no threads.
+        is_fresh = self._fresh.wait(_GLANCE_SECONDS if is_known else _PATIENCE_SECONDS)
         with self._lock:
+            if not is_fresh and not is_known:
+                self._asked_at = time.monotonic()
+                self._answer = schemas.ServiceHealth(status="unhealthy", message="The Proxmox API does not answer.")
+                self._utilization = None
             return self._answer, self._utilization
 
     def _ask(self, hub: Hub) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlmodel import Session, col, select
@@ -25,10 +25,20 @@ _NOTE = b"\n[autovibe: what the prompt wrote beyond 64 MiB is not kept]\n"
 _LOST_STATUS = 255  # of a prompt that vanished with its guest's memory, as when the guest was restarted
 
 
-def collect(hub: Hub, machine: Machine) -> bool:
+class Found(NamedTuple):
+    """`is_news`: something was kept. `is_behind`: there is more to fetch at once."""
+
+    is_news: bool
+    is_behind: bool
+
+
+NOTHING = Found(is_news=False, is_behind=False)
+
+
+def collect(hub: Hub, machine: Machine) -> Found:
     """Ask the guest for what the prompt wrote since the last time, and keep it; when the prompt has ended, record that.
 
-    True when there is more to fetch at once. Raises GuestUnreachable, NotYet.
+    Raises GuestUnreachable, GuestCommandFailed, Conflict for a machine without an address.
     """
     begin = machine.output_bytes
     state = agent.poll(hub.guests, hub.address_of(machine), begin, max(min(CHUNK_BYTES, KEPT_BYTES - begin), 0))
@@ -48,21 +58,21 @@ def collect(hub: Hub, machine: Machine) -> bool:
         if state.exit_status is None:
             changes["error_message"] = "The prompt was lost: its guest was restarted while it ran."
     if not changes:
-        return False
+        return NOTHING
     with hub.store.transaction() as session:
         # A checkpoint or a terminate may have taken the machine meanwhile; it is then asked again later, or never.
         expected = {"output_bytes": begin, "status": MachineStatus.working}
         if not rows.compare_and_set(
             session, Machine, machine.uuid, expect=expected, change={**changes, "updated_at": now()}
         ):
-            return False
+            return NOTHING
         if body:
             session.add(Output(machine_uuid=machine.uuid, start=begin, body=body))
             rows.record(session, "machine.output", machine.uuid, machine.project_uuid, end=end)
         if "status" in changes:
             body_of_event = {"status": str(changes["status"]), "exit_status": changes["exit_status"]}
             rows.record(session, "machine.status", machine.uuid, machine.project_uuid, **body_of_event)
-    return is_behind
+    return Found(is_news=True, is_behind=is_behind)
 
 
 def chunk(hub: Hub, machine: UUID, offset: int, limit: int = CHUNK_BYTES) -> schemas.LogChunk:

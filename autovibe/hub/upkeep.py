@@ -1,7 +1,7 @@
 """Reconcilers: threads that take no input, look at the rows and do what is due. Recovery is their normal path.
 
     orders    accepted operations that nobody started (the hub died between commit and start)      every 2 s
-    prompts   machines that work: their output is kept, the end of the prompt is recorded          every 0.5 s
+    prompts   machines that work: their output is kept, the end of the prompt is recorded          every 0.4 s
     pruning   events, idempotency keys that are too old to be asked for                            every hour
 
 Every hub process runs them all. A prompt is followed by one process at a time: it claims the machine for a while by a
@@ -18,11 +18,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from uuid import UUID
 
-from sqlmodel import col, delete, func, or_, select
+from sqlmodel import col, delete, func, or_, select, update
 
 from autovibe.domain import Event, IdempotencyKey, Machine, Operation
 from autovibe.domain.columns import now
-from autovibe.errors import AutovibeError, NotYet
+from autovibe.errors import AutovibeError
 from autovibe.hub import Hub, output
 from autovibe.store import rows
 from autovibe.types import MachineStatus, OperationStatus
@@ -30,7 +30,7 @@ from autovibe.types import MachineStatus, OperationStatus
 logger = logging.getLogger(__name__)
 
 ORDERS_SECONDS = 2.0
-PROMPTS_SECONDS = 0.5
+PROMPTS_SECONDS = 0.4
 PRUNING_SECONDS = 3600.0
 FORGOTTEN_AFTER = timedelta(seconds=5)  # an accepted operation that is older was not started by who accepted it
 CLAIM = timedelta(seconds=30)
@@ -38,7 +38,9 @@ RENEWED_BELOW = timedelta(seconds=15)
 EVENTS_KEPT = timedelta(days=7)
 KEYS_KEPT = timedelta(hours=24)
 _FOLLOWERS = 8  # prompts that are asked at the same moment
-_SLOWEST_SECONDS = 15.0  # how long a guest that does not answer is left alone, at most
+_FIRST_REST_SECONDS = 0.4
+_QUIET_SECONDS = 2.0  # how long a guest whose prompt writes nothing is left alone, at most
+_SILENT_SECONDS = 15.0  # how long one that does not answer
 
 
 class Upkeep:
@@ -50,7 +52,7 @@ class Upkeep:
         self._threads: list[threading.Thread] = []
         self._followers = ThreadPoolExecutor(_FOLLOWERS, thread_name_prefix="prompt")
         self._following: dict[UUID, Future[None]] = {}
-        self._silent: dict[UUID, tuple[float, float]] = {}  # machine -> (pause, monotonic time of the next try)
+        self._rests: dict[UUID, tuple[float, float]] = {}  # machine -> (how long, until when by time.monotonic())
 
     def start(self) -> None:
         self._begin("orders", ORDERS_SECONDS, lambda: start_forgotten(self._hub))
@@ -63,6 +65,10 @@ class Upkeep:
         for thread in self._threads:
             thread.join(timeout=1)
         self._followers.shutdown(wait=False, cancel_futures=True)
+        try:
+            release(self._hub)
+        except AutovibeError as error:  # the database may be what is gone; the claims then run out by themselves
+            logger.warning("The prompts this process followed are free for others later: %s", error)
 
     def _begin(self, name: str, seconds: float, do: Callable[[], None]) -> None:
         thread = threading.Thread(target=self._repeat, args=(name, seconds, do), name=f"upkeep-{name}", daemon=True)
@@ -86,26 +92,25 @@ class Upkeep:
         """Have each working machine that is free for it followed for a moment, a few at a time."""
         self._following = {uuid: future for uuid, future in self._following.items() if not future.done()}
         found = working(self._hub)
-        for uuid in set(self._silent) - set(found):
-            del self._silent[uuid]
+        for uuid in set(self._rests) - set(found):
+            del self._rests[uuid]
         for uuid in found:
-            _, next_try = self._silent.get(uuid, (0.0, 0.0))
-            if uuid not in self._following and time.monotonic() >= next_try:
+            if uuid not in self._following and time.monotonic() >= self._rests.get(uuid, (0.0, 0.0))[1]:
                 self._following[uuid] = self._followers.submit(self._follow, uuid)
 
     def _follow(self, uuid: UUID) -> None:
+        rest = self._rests.get(uuid, (0.0, 0.0))[0]
         try:
-            while follow(self._hub, uuid) and not self._closing.is_set():
+            while (found := follow(self._hub, uuid)).is_behind and not self._closing.is_set():
                 pass
-            self._silent.pop(uuid, None)
+            # A question costs the guest a few processes: one that is quiet is asked less and less often.
+            pause = _FIRST_REST_SECONDS if found.is_news else min(max(rest, _FIRST_REST_SECONDS) * 1.5, _QUIET_SECONDS)
         except Exception as error:
-            is_known = isinstance(error, AutovibeError | NotYet)
-            pause = min(2 * self._silent.get(uuid, (0.5, 0.0))[0], _SLOWEST_SECONDS)
-            if uuid not in self._silent or not is_known:
-                logger.warning(
-                    "The prompt of machine %s cannot be followed now: %s", uuid, error, exc_info=not is_known
-                )
-            self._silent[uuid] = (pause, time.monotonic() + pause)
+            is_known = isinstance(error, AutovibeError)
+            pause = min(2 * max(rest, _FIRST_REST_SECONDS), _SILENT_SECONDS)
+            if rest <= _QUIET_SECONDS or not is_known:
+                logger.warning("The prompt of %s cannot be followed now: %s", uuid, error, exc_info=not is_known)
+        self._rests[uuid] = (pause, time.monotonic() + pause)
 
 
 def start_forgotten(hub: Hub) -> None:
@@ -134,15 +139,15 @@ def working(hub: Hub) -> list[UUID]:
         return list(session.exec(statement))
 
 
-def follow(hub: Hub, uuid: UUID) -> bool:
-    """Ask the guest once for what its prompt wrote and whether it runs, and keep that. True: there is more at once.
+def follow(hub: Hub, uuid: UUID) -> output.Found:
+    """Claim the machine, ask its guest once for what the prompt wrote and whether it runs, and keep that.
 
-    Raises GuestUnreachable, NotYet.
+    Raises GuestUnreachable, GuestCommandFailed.
     """
     with hub.store.reading() as session:
         machine = session.get(Machine, uuid)
     if machine is None or machine.status != MachineStatus.working or not _claim(hub, machine):
-        return False
+        return output.NOTHING
     return output.collect(hub, machine)
 
 
@@ -159,6 +164,14 @@ def _claim(hub: Hub, machine: Machine) -> bool:
             expect={"watched_by": machine.watched_by, "watched_until": machine.watched_until},
             change={"watched_by": hub.name, "watched_until": moment + CLAIM},
         )
+
+
+def release(hub: Hub) -> None:
+    """Leave the prompts this process followed to the others."""
+    if not hub.name:
+        return
+    with hub.store.transaction() as session:
+        session.exec(update(Machine).where(col(Machine.watched_by) == hub.name).values(watched_until=now()))
 
 
 def prune(hub: Hub) -> None:

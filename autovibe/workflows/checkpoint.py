@@ -95,7 +95,7 @@ def release(world: World, operation_uuid: UUID) -> None:
     was_held = operation.order.get("was_held")
     if was_held is None:
         was_held = guest_scan.release(world.guests, vms.address_of(world, machine), _token(operation))
-        _note(world, operation_uuid, was_held=was_held)
+        vms.note(world, operation_uuid, was_held=was_held)
     if was_held:
         return
     _delete_snapshot(world, operation_uuid, machine, checkpoint)
@@ -103,15 +103,8 @@ def release(world: World, operation_uuid: UUID) -> None:
         raise OperationFailed(
             f"The guest of machine '{machine.name}' could not be held still while it was checkpointed, {_ROUNDS} times."
         )
-    _note(world, operation_uuid, rounds=rounds + 1, was_held=None)
+    vms.note(world, operation_uuid, rounds=rounds + 1, was_held=None)
     raise Repeat("scan")
-
-
-def _note(world: World, operation_uuid: UUID, **values: int | None) -> None:
-    with world.store.transaction() as session:
-        row = rows.get(session, Operation, operation_uuid)
-        row.order = {**row.order, **values}
-        session.add(row)
 
 
 def _delete_snapshot(world: World, operation_uuid: UUID, machine: Machine, checkpoint: Checkpoint) -> None:

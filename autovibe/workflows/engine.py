@@ -157,14 +157,18 @@ def _begin(world: World, workflow: Workflow, number: int, operation_uuid: UUID) 
         operation = rows.get(session, Operation, operation_uuid)
         if OperationStatus(operation.status).is_final:
             return 0.0
-        if workflow.heeds_wanted:
-            _refuse_unwanted(session, operation)
+        machine = _machine_of(session, operation) if workflow.heeds_wanted else None
+        if machine is not None:
+            _refuse_unwanted(machine)
         if operation.step == step.name:
             return _begun_ago(session, operation)
         operation.status = OperationStatus.running
         operation.step = step.name
         operation.progress = f"{number + 1} of {len(workflow.steps)}: {step.name}"
         session.add(operation)
+        if machine is not None:
+            machine.progress = operation.progress
+            session.add(machine)
         rows.record(session, "operation.step", operation_uuid, step=step.name)
     return 0.0
 
@@ -182,12 +186,17 @@ def _begun_ago(session: Session, operation: Operation) -> float:
 
 def _heed(world: World, operation_uuid: UUID) -> None:
     with world.store.reading() as session:
-        _refuse_unwanted(session, rows.get(session, Operation, operation_uuid))
+        machine = _machine_of(session, rows.get(session, Operation, operation_uuid))
+    if machine is not None:
+        _refuse_unwanted(machine)
 
 
-def _refuse_unwanted(session: Session, operation: Operation) -> None:
-    machine = session.get(Machine, operation.machine_uuid or operation.object_uuid)
-    if machine is not None and machine.wanted == WANTED_TERMINATED:
+def _machine_of(session: Session, operation: Operation) -> Machine | None:
+    return session.get(Machine, operation.machine_uuid or operation.object_uuid)
+
+
+def _refuse_unwanted(machine: Machine) -> None:
+    if machine.wanted == WANTED_TERMINATED:
         raise unwanted(machine)
 
 
@@ -244,8 +253,9 @@ def _undo(
 
 def _announce(world: World, workflow: Workflow, operation_uuid: UUID, error: AutovibeError, pending: str) -> bool:
     try:
-        workflow.fail(world, operation_uuid, error, pending)
-    except Unavailable:
+        with contained(f"the announcement of the failure of {operation_uuid}"):
+            workflow.fail(world, operation_uuid, error, pending)
+    except AutovibeError:
         return False
     return True
 
@@ -253,25 +263,27 @@ def _announce(world: World, workflow: Workflow, operation_uuid: UUID, error: Aut
 def _fail(
     durable: Durable, world: World, workflow: Workflow, operation_uuid: UUID, error: AutovibeError, left: str
 ) -> None:
-    retry = _FIRST_RETRY
+    retry, fail = _FIRST_RETRY, workflow.fail
     while True:
         try:
             with contained(f"the end of {operation_uuid}"):
-                return workflow.fail(world, operation_uuid, error, left)
+                return fail(world, operation_uuid, error, left)
         except Unavailable:
             durable.wait(retry)
             retry = min(retry * 2, _LAST_RETRY)
         except AutovibeError:
-            return end(world, operation_uuid, error)
+            if fail is end:
+                raise
+            fail = end  # at least who waits for the operation learns of it
 
 
 # The operation's end
 
 
-def end(world: World, operation_uuid: UUID, error: AutovibeError | None) -> None:
+def end(world: World, operation_uuid: UUID, error: AutovibeError | None, pending: str = "") -> None:
     """Mark the operation alone."""
     with world.store.transaction() as session:
-        end_in(session, operation_uuid, error)
+        end_in(session, operation_uuid, error, pending)
 
 
 def end_in(session: Session, operation_uuid: UUID, error: AutovibeError | None, pending: str = "") -> bool:

@@ -14,39 +14,37 @@ from uuid import UUID
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
-from autovibe.domain import Allotment, Checkpoint, HubKey, Machine, Operation
+from autovibe.domain import Allotment, HubKey, Machine, Operation
 from autovibe.domain.columns import now
 from autovibe.domain.machine import WANTED_RUNNING, WANTED_TERMINATED
 from autovibe.domain.machine_type import machine_type
 from autovibe.errors import (
     AutovibeError,
-    InternalError,
     LimitExceeded,
     NotYet,
     OperationFailed,
-    ProvisionFailed,
 )
 from autovibe.guest import File, agent, identity
 from autovibe.guest.links import HostKeyChanged
 from autovibe.hypervisor import VmidTaken, change, read
 from autovibe.store import rows
-from autovibe.types import ArtefactKind, CheckpointStatus, MachineStatus
-from autovibe.workflows import vms
+from autovibe.types import ArtefactKind, MachineStatus
+from autovibe.workflows import provisioning, vms
 from autovibe.workflows.engine import Step, Workflow, end_in, unwanted
 from autovibe.workflows.world import World
 
 _log = logging.getLogger(__name__)
 
-_LOST_RUNS = 3  # times a playbook run may vanish with its process before the step fails
+_LOOK_SECONDS = 5.0  # between two looks at whether a VM that boots still runs
 
 
 def clone(world: World, operation_uuid: UUID) -> None:
     """A linked clone where the storage can make one from the artefact, else a full one."""
     _, machine = vms.machine_of(world, operation_uuid)
-    checkpoint = _origin(world, machine)
+    checkpoint = vms.origin_of(world, machine)
     vmid, source = vms.vmid_of(machine), checkpoint.vmid
-    assert source is not None  # noqa: S101 - _origin looked
-    if (operation_uuid, "clone") not in world.tasks and read.find_vm(world.proxmox, vmid) is None:
+    assert source is not None  # noqa: S101 - origin_of looked
+    if (operation_uuid, "clone") not in world.tasks:
         vms.require_space(world)
     is_template = checkpoint.artefact_kind == ArtefactKind.template
     snapshot = None if is_template else checkpoint.snapshot
@@ -71,16 +69,6 @@ def clone(world: World, operation_uuid: UUID) -> None:
     except VmidTaken:
         allot_another(world, machine)
         raise NotYet(f"vmid {vmid} is taken by another VM; another one was allotted") from None
-
-
-def _origin(world: World, machine: Machine) -> Checkpoint:
-    with world.store.reading() as session:
-        if machine.checkpoint_uuid is None:
-            raise InternalError(f"Machine '{machine.name}' has no checkpoint to be spawned from.")
-        checkpoint = rows.get(session, Checkpoint, machine.checkpoint_uuid)
-    if checkpoint.status != CheckpointStatus.ready or checkpoint.vmid is None:
-        raise OperationFailed(f"Checkpoint '{checkpoint.uuid}' is {checkpoint.status} and cannot be spawned from.")
-    return checkpoint
 
 
 def vm_name(name: str) -> str:
@@ -153,7 +141,7 @@ def reach(world: World, operation_uuid: UUID) -> None:
     """First contact: the host key that answers is pinned in the machine's row."""
     _, machine = vms.machine_of(world, operation_uuid)
     vmid = vms.vmid_of(machine)
-    if vms.is_due(world, operation_uuid, 5.0):
+    if vms.is_due(world, operation_uuid, _LOOK_SECONDS):
         vm = read.find_vm(world.proxmox, vmid)
         if vm is None or vm.status != "running":
             state = "gone" if vm is None else vm.status
@@ -226,64 +214,6 @@ def file_of(path: str, value: Any) -> File:
     return File(path=path, content=content, **extra)
 
 
-def provision(world: World, operation_uuid: UUID) -> None:
-    """Run the type's playbook, unless what the machine was spawned from was provisioned by the same one."""
-    operation, machine = vms.machine_of(world, operation_uuid)
-    kind = machine_type(machine.type)
-    wanted = world.provisioned_for(kind.name)
-    if operation.order.get("provisioned_for") == wanted:
-        return
-    if _origin(world, machine).provisioned_for != wanted:
-        _run_playbook(world, operation, machine, kind.playbook)
-    _note(world, operation_uuid, provisioned_for=wanted)
-
-
-def _run_playbook(world: World, operation: Operation, machine: Machine, playbook: str) -> None:
-    from autovibe import provision as playbook_run
-
-    lost = int(operation.order.get("lost_runs", 0))
-    run = world.runs / (str(operation.uuid) + (f"-{lost}" if lost else ""))
-    address = vms.address_of(world, machine)
-    playbook_run.start(
-        run,
-        playbook=world.playbooks / playbook,
-        host=address.host,
-        port=address.port,
-        user=address.user,
-        host_key=address.host_key,
-        private_key=world.private_key,
-        variables={"machine_name": machine.name, "machine_uuid": str(machine.uuid), "machine_type": machine.type},
-        project_dir=world.playbooks,
-    )
-    report = playbook_run.poll(run)
-    if report is None:
-        raise NotYet(f"playbook '{playbook}' is running")
-    if report.status == "lost" and lost + 1 < _LOST_RUNS:
-        _note(world, operation.uuid, lost_runs=lost + 1)
-        raise NotYet(f"playbook '{playbook}' is begun again, its process has vanished")
-    if report.status != "ok":
-        task = f" at task '{report.failed_task}'" if report.failed_task else ""
-        raise ProvisionFailed(
-            f"Playbook '{playbook}' of machine '{machine.name}' ended {report.status}{task}: {report.message}",
-            details={"playbook": playbook, "status": report.status, "task": report.failed_task, "stats": report.stats},
-        )
-
-
-def _note(world: World, operation_uuid: UUID, **values: Any) -> None:
-    with world.store.transaction() as session:
-        row = rows.get(session, Operation, operation_uuid)
-        row.order = {**row.order, **values}
-        session.add(row)
-
-
-def stop_playbook(world: World, operation_uuid: UUID) -> None:
-    from autovibe import provision as playbook_run
-
-    operation, _ = vms.machine_of(world, operation_uuid)
-    for lost in range(int(operation.order.get("lost_runs", 0)) + 1):
-        playbook_run.stop(world.runs / (str(operation.uuid) + (f"-{lost}" if lost else "")))
-
-
 def start_agent(world: World, operation_uuid: UUID) -> None:
     _, machine = vms.machine_of(world, operation_uuid)
     if machine.prompt is not None:
@@ -352,7 +282,9 @@ WORKFLOW = Workflow(
         Step("reach", reach, deadline=lambda world: world.boot_deadline, explain=explain_reach),
         Step("identify", identify),
         Step("place_files", place_files),
-        Step("provision", provision, undo=stop_playbook, deadline=lambda world: world.provision_deadline),
+        Step(
+            "provision", provisioning.provision, undo=provisioning.stop, deadline=lambda world: world.provision_deadline
+        ),
         Step("start_agent", start_agent),
         Step("mark", mark),
     ),

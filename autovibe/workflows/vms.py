@@ -5,15 +5,24 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 from sqlmodel import col, delete
 
-from autovibe.domain import Allotment, Machine, Operation
-from autovibe.errors import ConfigurationError, HypervisorTaskFailed, InsufficientSpace, InternalError, NotYet
+from autovibe.domain import Allotment, Checkpoint, Machine, Operation
+from autovibe.errors import (
+    ConfigurationError,
+    HypervisorTaskFailed,
+    InsufficientSpace,
+    InternalError,
+    NotYet,
+    OperationFailed,
+)
 from autovibe.guest import Address
 from autovibe.hypervisor import change, read
 from autovibe.store import rows
+from autovibe.types import CheckpointStatus
 from autovibe.workflows.world import World
 
 
@@ -22,6 +31,25 @@ def machine_of(world: World, operation_uuid: UUID) -> tuple[Operation, Machine]:
     with world.store.reading() as session:
         operation = rows.get(session, Operation, operation_uuid)
         return operation, rows.get(session, Machine, operation.machine_uuid or operation.object_uuid)
+
+
+def origin_of(world: World, machine: Machine) -> Checkpoint:
+    """The checkpoint the machine is spawned from. Raises OperationFailed when it cannot be (any more)."""
+    if machine.checkpoint_uuid is None:
+        raise InternalError(f"Machine '{machine.name}' has no checkpoint to be spawned from.")
+    with world.store.reading() as session:
+        checkpoint = rows.get(session, Checkpoint, machine.checkpoint_uuid)
+    if checkpoint.status != CheckpointStatus.ready or checkpoint.vmid is None:
+        raise OperationFailed(f"Checkpoint '{checkpoint.uuid}' is {checkpoint.status} and cannot be spawned from.")
+    return checkpoint
+
+
+def note(world: World, operation_uuid: UUID, **values: Any) -> None:
+    """Add to the operation's order what its later steps need to know."""
+    with world.store.transaction() as session:
+        row = rows.get(session, Operation, operation_uuid)
+        row.order = {**row.order, **values}
+        session.add(row)
 
 
 def vmid_of(machine: Machine) -> int:
@@ -112,9 +140,9 @@ def _free(world: World) -> int:
 
 
 def is_due(world: World, operation_uuid: UUID, seconds: float) -> bool:
-    """Whether a slow question was not asked for the operation in the last `seconds`; asking counts."""
+    """Whether a slow question is to be asked: every `seconds`, for the first time after as many."""
     moment = time.monotonic()
-    if moment - world.asked_at.get(operation_uuid, 0.0) < seconds:
+    if moment - world.asked_at.setdefault(operation_uuid, moment) < seconds:
         return False
     world.asked_at[operation_uuid] = moment
     return True

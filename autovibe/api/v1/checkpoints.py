@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
 from autovibe import schemas
-from autovibe.api.deps import ActorHere, HubHere, OnceHere, Wait, WaitFor, seconds_to_wait, until
+from autovibe.api.deps import ActorHere, HubHere, OnceHere, Wait, WaitFor, large, seconds_to_wait, until
 from autovibe.api.v1.machines import awaited
 from autovibe.hub import checkpoints, machines
 from autovibe.types import CheckpointStatus
@@ -17,7 +17,7 @@ from autovibe.types import CheckpointStatus
 router = APIRouter(tags=["checkpoints"])
 
 
-@router.get("/checkpoints/{checkpoint_uuid}")
+@router.get("/checkpoints/{checkpoint_uuid}", response_model=schemas.Checkpoint)
 async def show(
     hub: HubHere,
     checkpoint_uuid: UUID,
@@ -26,13 +26,19 @@ async def show(
     limit: Annotated[int, Query(ge=1, le=10_000)] = checkpoints.MANIFEST_LIMIT,
     path: Annotated[str | None, Query(max_length=4096, description="Only the manifest at or below this path.")] = None,
     wait: Wait = None,
-) -> schemas.Checkpoint:
+) -> Any:
     """Show a checkpoint; with `wait`, when it is ready or failed, or the seconds have passed."""
-    shown = await awaited_checkpoint(hub, checkpoint_uuid, seconds_to_wait(wait))
+    shown = await until(
+        hub,
+        [checkpoint_uuid],
+        lambda: checkpoints.show(hub, checkpoint_uuid),
+        lambda checkpoint: checkpoint.status != CheckpointStatus.creating,
+        seconds_to_wait(wait),
+    )
     if include is None:
         return shown
     return await run_in_threadpool(
-        checkpoints.show_with_manifest, hub, checkpoint_uuid, cursor=cursor, limit=limit, prefix=path
+        lambda: large(checkpoints.show_with_manifest(hub, checkpoint_uuid, cursor=cursor, limit=limit, prefix=path))
     )
 
 
@@ -51,17 +57,7 @@ async def spawn(
     return await awaited(hub, machine, wait, wait_for)
 
 
-@router.get("/checkpoints/{base_uuid}/diff/{target_uuid}")
-def diff(hub: HubHere, base_uuid: UUID, target_uuid: UUID) -> schemas.Diff:
+@router.get("/checkpoints/{base_uuid}/diff/{target_uuid}", response_model=schemas.Diff)
+def diff(hub: HubHere, base_uuid: UUID, target_uuid: UUID) -> Any:
     """What changed from the base checkpoint to the target, by path."""
-    return checkpoints.diff(hub, base_uuid, target_uuid)
-
-
-async def awaited_checkpoint(hub: HubHere, uuid: UUID, seconds: float) -> schemas.Checkpoint:
-    return await until(
-        hub,
-        [uuid],
-        lambda: checkpoints.show(hub, uuid),
-        lambda checkpoint: checkpoint.status != CheckpointStatus.creating,
-        seconds,
-    )
+    return large(checkpoints.diff(hub, base_uuid, target_uuid))

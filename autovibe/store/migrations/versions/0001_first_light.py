@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("body", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_autoincrement=True,
     )
     op.create_index("ix_event_created_at", "event", ["created_at"])
     op.create_index("ix_event_object_uuid", "event", ["object_uuid"])

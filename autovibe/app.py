@@ -323,8 +323,9 @@ def _bind(settings: Settings) -> socket.socket:
     """The socket, bound and not yet listening: nobody connects before the Hub can answer."""
     host, port = settings.hub_host, settings.hub_port
     try:
-        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Named as TCP, or asyncio would not set TCP_NODELAY on its connections: 40 ms an answer.
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
     except OSError as error:

@@ -109,7 +109,8 @@ class Entry(NamedTuple):
 
     `path` is absolute, as the guest's bytes (names need not be UTF-8); `mode` the permission bits (0o7777);
     `size` in bytes (files; 0 otherwise); `digest` the 32-byte SHA-256 of a regular file's content, empty for other
-    kinds and for a file that could not be read; `target` the bytes a symlink points to; `mtime_ns` is no part of the digest.
+    kinds and for a file that could not be read; `target` the bytes a symlink points to; `mtime_ns` is no part of the
+    digest.
     """
 
     path: bytes

@@ -32,6 +32,16 @@ def settings(**flags: Any) -> Settings:
     return load(**merged)
 
 
+def own_settings(**flags: Any) -> Settings:
+    """The settings of this computer's own Hub, whatever Hub the environment's `AUTOVIBE_URL` names."""
+    return settings(**flags).model_copy(update={"url": ""})
+
+
+def is_own(chosen: Settings) -> bool:
+    """Whether these settings speak of this computer's own Hub."""
+    return chosen.hub_url == chosen.model_copy(update={"url": ""}).hub_url
+
+
 def client(chosen: Settings | None = None, *, timeout_seconds: float = 30) -> Client:
     """The Hub of `chosen`, or of this call's settings."""
     from autovibe.sdk import Client

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ CHECKPOINT_A = "Checkpoint A"
 CHANGE = "Change files with exec"
 CHECKPOINT_B = "Checkpoint B"
 DIFF = "Compare A and B"
-BRANCH = "Spawn a second machine from A"
+BRANCH = "Spawn a second machine from A, meanwhile"
 PROOF = "Prove it has A's files and none of B's"
 TERMINATE = "Terminate both machines"
 DOWN = "Stop what was started"
@@ -58,7 +59,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Show everything once: spawn, prompt, checkpoint, diff, branch, terminate. Takes a few minutes the first time."""
-    settings = _with_free_ports(connection.settings(home=home, hub_port=port, node_port=node_port))
+    settings = _with_free_ports(connection.own_settings(home=home, hub_port=port, node_port=node_port))
     prepare.require_extras(settings)
     claim = Claim(settings.home)
     is_ours = claim.take()
@@ -70,7 +71,11 @@ def demo(
         running = _Ours(settings, claim) if is_ours else None
         try:
             with steps.step(UP) as step:
-                running.start() if running else step(f"a Hub is already running at {settings.hub_url}; it stays")
+                if running:
+                    running.start()
+                    step(f"Hub at {settings.hub_url}, node at {settings.hypervisor_url}")
+                else:
+                    step(f"a Hub is already running at {settings.hub_url}; it stays")
             with connection.client(settings) as client:
                 try:
                     _tour(client, steps, made)
@@ -106,6 +111,9 @@ def _tour(client: Client, steps: Steps, made: Made) -> None:
             raise OperationFailed(f"The prompt ended with exit status {first.exit_status}:\n{text[-2000:]}")
         step(f"exit status 0: {_last_line(text)}")
     _checkpoint(client, steps, made, CHECKPOINT_A, first, "a", "after the prompt")
+    # It boots while the first machine goes on; what follows in the first is no part of A.
+    second, ordered = client.checkpoints.spawn(made.checkpoints["a"].uuid), time.monotonic()
+    made.machines.append(second)
     with steps.step(CHANGE) as step:
         step(_last_line(_run(client, first, demo_texts.CHANGES)))
     _checkpoint(client, steps, made, CHECKPOINT_B, first, "b", "after the changes")
@@ -114,8 +122,7 @@ def _tour(client: Client, steps: Steps, made: Made) -> None:
         _check_diff(found)
         step(found.summary)
     with steps.step(BRANCH) as step:
-        second = client.checkpoints.spawn(made.checkpoints["a"].uuid)
-        made.machines.append(second)
+        step.started = ordered
         second = client.machines.wait(second.uuid, watch=lambda operation: step(*progress.describe(operation)))
         step(f"{second.name}, vmid {second.vmid}")
     with steps.step(PROOF) as step:
@@ -227,7 +234,7 @@ def _explain(failure: AutovibeError | KeyboardInterrupt, settings: Settings, jso
     if not json:
         name = "node" if failure.code.startswith("HYPERVISOR") and settings.uses_embedded_node else "hub"
         log = (settings.node_home if name == "node" else settings.hub_home) / f"{name}.log"
-        if words := tail(log, 15):
+        if words := tail(log, 12, without="autovibe.access"):
             output.warn(f"\nThe {name}'s log ({log}) ends:")
             output.say(output.escape(words, keep="\n\t"), "dim")
         output.say("See also: autovibe doctor")
@@ -265,7 +272,8 @@ def _close(settings: Settings, steps: Steps, made: Made, *, json: bool) -> None:
         ],
         empty="",
     )
-    output.table(("step", "time"), ((one.title, one.time) for one in steps.steps), empty="")
+    times = [(one.title, one.time) for one in steps.steps]
+    output.table(("step", "time"), [*times, ("In all", output.duration(steps.seconds))], empty="")
     home = "" if settings.home == connection.settings().home else f" --home {settings.home}"
     sys.stdout.write("Next:\n")
     for line in (

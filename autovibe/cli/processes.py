@@ -120,12 +120,13 @@ def is_claimed(home: Path) -> bool:
     return False
 
 
-def tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a log, "" where there is none."""
+def tail(path: Path, lines: int = 20, *, without: str = "") -> str:
+    """The last lines of a log, those that hold `without` left out; "" where there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 64 * 1024))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    kept = [line for line in text.splitlines() if not without or without not in line]
+    return "\n".join(kept[-lines:])

@@ -6,6 +6,7 @@ terminal. Ctrl-C leaves a wait without ending what is waited for, and says how t
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -85,13 +86,20 @@ def _plain_lines(title: str) -> Step:
     started = time.monotonic()
 
     def show(text: str, fraction: float | None = None) -> None:  # noqa: ARG001
-        # A figure that counts up (42 %) is no new step.
-        key = "".join(character for character in text if not character.isdigit())
-        if key != last[0] and not output.is_json():
-            last[0] = key
+        if is_news(text, last[0]):
             output.say(f"{title}: {output.escape(text)} ({output.duration(time.monotonic() - started)})")
+        last[0] = text
 
     return show
+
+
+def is_news(text: str, before: str) -> bool:
+    """Whether a line that cannot move says more than the one before: a figure that counts up (42 %) is no news."""
+    return _without_figures(text) != _without_figures(before)
+
+
+def _without_figures(text: str) -> str:
+    return re.sub(r"[\d.,%() ]+", "", text)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def _ask_node(settings: Settings) -> dict[str, str]:
 
 def _pids(settings: Settings) -> dict[str, int]:
     """Of the processes `up` keeps, as far as they live."""
-    if importlib.util.find_spec("psutil") is None:
+    if importlib.util.find_spec("psutil") is None or not connection.is_own(settings):
         return {}
     from autovibe.cli.processes import PidFile
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,11 @@ class Step:
     note: str = ""
     started: float = 0.0
     seconds: float | None = None
+    tell: Callable[[str], None] = lambda _text: None
 
     def __call__(self, text: str, fraction: float | None = None) -> None:
+        if progress.is_news(text, self.note):
+            self.tell(text)
         self.note = text if fraction is None else f"{text} ({fraction:.0%})"
 
     @property
@@ -41,8 +44,9 @@ class Steps:
     """The steps, planned in the beginning, so that the table shows what is still to come."""
 
     def __init__(self, titles: list[str], *, is_silent: bool = False) -> None:
-        self.steps = [Step(title) for title in titles]
         self._is_silent = is_silent
+        self._started = time.monotonic()
+        self.steps = [Step(title, tell=lambda text: self._line(f"    {output.escape(text)}")) for title in titles]
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -69,7 +73,11 @@ class Steps:
         finally:
             step.status = ending
             step.seconds = time.monotonic() - step.started
-            self._line(f"  {MARKS[step.status][0]} {step.time}  {output.escape(step.note)}")
+            self._line(f"  {MARKS[step.status][0]} {step.time}")
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
 
     def as_json(self) -> list[dict[str, Any]]:
         return [
@@ -91,14 +99,13 @@ class Steps:
         from rich.table import Table
         from rich.text import Text
 
-        made = Table.grid(padding=(0, 1))
-        made.add_column(width=1)
-        made.add_column(no_wrap=True)
+        made = Table.grid(padding=(0, 1), expand=True)
+        made.add_column(no_wrap=True, min_width=max(len(step.title) for step in self.steps) + 2)
         made.add_column(justify="right", no_wrap=True, min_width=12)
-        made.add_column(overflow="ellipsis", no_wrap=True)
+        made.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
         for step in self.steps:
             mark, style = MARKS[step.status]
             is_dim = "dim" if step.status == "waiting" else ""
             note = Text(output.escape(step.note), style="dim")
-            made.add_row(Text(mark, style=style), Text(step.title, style=is_dim), Text(step.time), note)
+            made.add_row(Text.assemble((mark, style), " ", (step.title, is_dim)), Text(step.time), note)
         return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import threading
@@ -14,7 +16,7 @@ import typer
 from autovibe.cli import config, connection, leftovers, output, prepare, progress
 from autovibe.cli.exits import OK
 from autovibe.cli.output import Json
-from autovibe.cli.processes import Claim, PidFile, is_claimed, tail
+from autovibe.cli.processes import Claim, PidFile, Process, is_claimed, tail
 from autovibe.cli.supervise import environment, program
 from autovibe.errors import OperationFailed, Unavailable
 
@@ -35,11 +37,14 @@ def up(
     json: Json = False,
 ) -> None:
     """Start the Hub and the embedded node, and whatever they need first: the guest image and its template."""
-    settings = connection.settings(home=home, hub_port=port, node_port=node_port)
+    settings = connection.own_settings(home=home, hub_port=port, node_port=node_port)
     prepare.require_extras(settings)
     claim = Claim(settings.home, claim_descriptor)
     if not claim.take():
         return _already_up(settings, json)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    _sign(settings)
     given = {"hub_port": port, "node_port": node_port}
     config.remember(settings.home, **{name: value for name, value in given.items() if value is not None})
     try:
@@ -56,8 +61,6 @@ def up(
 def _in_foreground(settings: Settings, claim: Claim, json: bool) -> None:
     from autovibe.cli.running import Running
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
     running = Running(settings, claim)
     started = False
     try:
@@ -73,6 +76,13 @@ def _in_foreground(settings: Settings, claim: Claim, json: bool) -> None:
         running.stop()
     leftovers.tell(settings)
     raise typer.Exit(OK if started else 130)
+
+
+def _sign(settings: Settings) -> None:
+    """Write this process into the pid file before anything slow, and keep what a killed `up` has left in it."""
+    file = PidFile(settings.home)
+    left = [process for process in file.read() if process.name != "up"]
+    file.write([Process.of("up", os.getpid()), *left])
 
 
 def _interrupt(number: int, frame: Any) -> None:  # noqa: ARG001
@@ -103,11 +113,21 @@ def _in_background(settings: Settings, claim: Claim) -> None:
             pass_fds=(claim.descriptor,),
             env=environment(),
         )
+    try:
+        _await_start(supervisor, log, start)
+    except KeyboardInterrupt:
+        supervisor.terminate()
+        supervisor.wait()
+        raise
+
+
+def _await_start(supervisor: subprocess.Popen[bytes], log: Path, start: int) -> None:
     with progress.shown("Starting") as step:
         while "autovibe is up" not in (said := _since(log, start)):
             if supervisor.poll() is not None:
                 raise OperationFailed(f"It did not start; '{log}' says:\n{said.strip() or tail(log)}")
-            step(said.strip().splitlines()[-1] if said.strip() else "the supervisor", None)
+            last = said.strip().splitlines()[-1] if said.strip() else "the supervisor"
+            step(re.sub(r" \([^()]*\)$", "", last), None)
             time.sleep(0.2)
 
 
@@ -146,7 +166,7 @@ def _where(settings: Settings) -> dict[str, Any]:
 def _already_up(settings: Settings, json: bool) -> None:
     recorded = {process.name: process.pid for process in PidFile(settings.home).read()}
     output.say(f"autovibe is already running in '{settings.home}' (pid {recorded.get('up', 'unknown')}).")
-    _tell_where(connection.settings(home=settings.home), json, is_detached=True)
+    _tell_where(connection.own_settings(home=settings.home), json, is_detached=True)
 
 
 def down(
@@ -155,7 +175,7 @@ def down(
     json: Json = False,
 ) -> None:
     """Stop the Hub and the node of this home. Virtual machines stay, unless --machines."""
-    settings = connection.settings(home=home)
+    settings = connection.own_settings(home=home)
     ended = _terminate_all(settings) if machines else []
     recorded = PidFile(settings.home).read()
     was_running = is_claimed(settings.home) or bool(recorded)

@@ -1,4 +1,4 @@
-"""A checkpoint: an artefact in Proxmox, a manifest (a content-addressed tree, named by its root), a parent, metadata."""
+"""A checkpoint: an artefact in Proxmox, a manifest (a content-addressed tree, told by its root), parent, metadata."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A machine: a VM with an agent, a project and a budget.
 
 Its row is also its lock: an operation takes a machine by a compare-and-set of `status` (see `store.rows`), so that
-there is one operation a machine at a time. `wanted` is how a terminate reaches a running spawn: every step reads it first.
+there is one operation a machine at a time. `wanted` is how a terminate reaches a running spawn: every step reads it
+first.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ host key than the pinned one; NotYet only while a guest is being reached for the
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import time
@@ -19,6 +20,12 @@ from autovibe.guest.keys import HOST_KEY_TYPE, fingerprint
 
 CHANNELS = 4  # commands at a time on one connection, each with its guard; sshd's MaxSessions is 10
 _HANDSHAKE_SECONDS = 45.0  # one costs 1-2 s of an idle emulated CPU, and much more of a busy one
+
+
+# paramiko logs a stack trace for every guest that does not answer yet; what happened is told by the error.
+_QUIET = logging.getLogger("autovibe.guest.paramiko")
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ def connect(
     except OSError as error:
         raise Silent(f"The guest does not answer on SSH at {host}:{port} ({error}).") from error
     transport = _Transport(channel)
+    transport.set_log_channel(_QUIET.name)
     transport.banner_timeout = timeout_seconds
     transport.handshake_timeout = transport.auth_timeout = _HANDSHAKE_SECONDS
     transport.get_security_options().key_types = (HOST_KEY_TYPE,)

@@ -28,6 +28,7 @@ _IDLE_SECONDS = 600.0
 _MOST_LINKS = 8
 _OPEN_SECONDS = 30.0
 _BANNER_SECONDS = 4.0
+_RELOAD_SECONDS = 4.0
 _REFUSAL_SECONDS = 90.0  # how long a booting guest may refuse the key (its user is not there yet, or pam_nologin)
 
 
@@ -224,18 +225,29 @@ class Guests:
         with connecting:
             if (link := self._take_free(address)) is not None:
                 return link
-            link = connect(
-                address.host,
-                address.port,
-                address.user,
-                self._key,
-                host_key=address.host_key,
-                timeout_seconds=self._connect_timeout,
-            )
+            link = self._connect(address)
             link.channels = 1
             with self._lock:
                 self._links.setdefault(address, []).append(link)
             return link
+
+    def _connect(self, address: Address) -> Link:
+        """A new connection. One that is reset at once is tried again for a moment: sshd takes one to reload."""
+        end = time.monotonic() + _RELOAD_SECONDS
+        while True:
+            try:
+                return connect(
+                    address.host,
+                    address.port,
+                    address.user,
+                    self._key,
+                    host_key=address.host_key,
+                    timeout_seconds=self._connect_timeout,
+                )
+            except Silent:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.25)
 
     def _take_free(self, address: Address) -> Link | None:
         with self._lock:

@@ -29,6 +29,7 @@ _HEAD = struct.Struct("<cHIIQqHBH")  # kind, mode, uid, gid, size, mtime_ns, len
 _PIECE = 1 << 18
 _MOST_ENTRIES = 5_000_000
 _MOST_PATH = 4096
+_MOST_BYTES = 1 << 60  # so that sums of sizes fit into a database's integers
 _KINDS = {kind.value.encode(): kind for kind in EntryKind}
 _END = b"."
 _STDERR_KEPT = 4000
@@ -162,15 +163,17 @@ class _Reader:
                 raise self._nonsense("it begins with something else")
             self._has_magic = True
             piece = bytes(self._compressed[len(MAGIC) :])
-        while True:
+        while piece:
+            if self._inflate.eof:
+                raise self._nonsense("it goes on after its end")
             try:
                 self._plain += self._inflate.decompress(piece, _PIECE)
             except zlib.error as error:
                 raise self._nonsense("it cannot be decompressed") from error
             yield from self._records()
             piece = self._inflate.unconsumed_tail
-            if not piece:
-                return
+        if self._inflate.unused_data:
+            raise self._nonsense("it goes on after its end")
 
     def finish(self) -> None:
         if self._summary is None or self._plain:
@@ -198,14 +201,14 @@ class _Reader:
             self._count += 1
             if self._count > _MOST_ENTRIES:
                 raise self._nonsense(f"it has more than {_MOST_ENTRIES} entries")
-            self._check(kind, mode, path, digest, target)
+            self._check(kind, mode, size, path, digest, target)
             yield Entry(path, _KINDS[kind], mode, uid, gid, size, digest, target, mtime_ns)
         del plain[:at]
 
-    def _check(self, kind: bytes, mode: int, path: bytes, digest: bytes, target: bytes) -> None:
+    def _check(self, kind: bytes, mode: int, size: int, path: bytes, digest: bytes, target: bytes) -> None:
         if kind not in _KINDS or mode > 0o7777 or len(digest) not in (0, 32) or (digest and kind != b"f"):
             raise self._nonsense("an entry is malformed")
-        if bool(target) and kind != b"l":
+        if (target and kind != b"l") or len(target) > _MOST_PATH or size > _MOST_BYTES:
             raise self._nonsense("an entry is malformed")
         parts = tuple(path[1:].split(b"/"))
         if len(path) > _MOST_PATH or not path.startswith(b"/") or not all(parts):

@@ -16,7 +16,7 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n.+?\n-----END CERTIFICA
 
 
 def host_ca_bundle(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The bundle the host's programs are told to trust (SSL_CERT_FILE or REQUESTS_CA_BUNDLE), None when they are not."""
+    """The bundle the host's programs are told to trust (SSL_CERT_FILE or REQUESTS_CA_BUNDLE), else None."""
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         if environment.get(name):
             return Path(environment[name])
@@ -35,7 +35,7 @@ def read_ca_bundle(path: Path) -> str:
 
 
 def host_sources(suite: str, root: Path = Path("/")) -> str:
-    """Package sources of `suite` in deb822 form: the host's when it is a Debian of that suite, else mirror.example's."""
+    """Package sources of `suite` in deb822 form: the host's when it has that suite itself, else mirror.example's."""
     return _sources_of(suite, root / "etc/apt") or _default_sources(suite)
 
 
@@ -70,7 +70,7 @@ def _stanza(uris: str, suites: str, components: str) -> str:
 
 
 def _sources_of(suite: str, apt: Path) -> str:
-    """The stanzas of the host's apt that are Debian's own archive of `suite`; "" unless the suite itself is among them."""
+    """The stanzas of the host's apt that are Debian's archive of `suite`; "" unless the suite itself is among them."""
     wanted = {suite, f"{suite}-updates", f"{suite}-security"}
     found: list[tuple[str, str, str]] = []
     parts = apt / "sources.list.d"

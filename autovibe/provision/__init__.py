@@ -229,7 +229,7 @@ def _socket_directory() -> Path:
 
 
 def _environment(run: Path) -> dict[str, str]:
-    """The environment of a run: what this process has, without what would change ansible or reach for the user's keys."""
+    """What this process has, without what would change ansible or reach for the user's keys."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -293,7 +293,7 @@ def _marked(run: Path) -> list[psutil.Process]:
 
 
 def _end(run: Path) -> None:
-    """End all of a run's processes: politely, then by force; looked for again, since a dying parent may start one more."""
+    """End all of a run's processes, politely, then by force; a dying parent may start one more, so look again."""
     for number, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0), (signal.SIGKILL, 2.0)):
         processes = _marked(run)
         for process in processes:

@@ -1,4 +1,4 @@
-"""The program of one run: `program.py RUN` carries out RUN/order.json by ansible-runner. Imports nothing of autovibe."""
+"""The program of one run, `program.py RUN`: carries out RUN/order.json by ansible-runner."""
 
 from __future__ import annotations
 

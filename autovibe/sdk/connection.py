@@ -112,6 +112,9 @@ class Connection:
             raise InvalidRequest(f"'{self.url}' is no URL of a Hub: {error}") from error
         except httpx2.TransportError as error:
             reason = str(error) or type(error).__name__
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                message = f"The certificate of {self.url} is not trusted ({reason})."
+                raise Unavailable(f"{message} Name its authority in REQUESTS_CA_BUNDLE.") from error
             message = f"The Hub at {self.url} does not answer ({reason}). On its machine start it with: autovibe up"
             raise _Lost(Unavailable(message), not isinstance(error, _NEVER_SENT)) from error
 
@@ -142,9 +145,10 @@ def canonical(value: UUID | str) -> str:
 
 def is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified  # 0.0.0.0 leads here as well
 
 
 def _http(url: str, api_key: str | None, ca_file: str | Path | None) -> httpx2.Client:
@@ -161,13 +165,23 @@ def _http(url: str, api_key: str | None, ca_file: str | Path | None) -> httpx2.C
     return httpx2.Client(
         base_url=f"{url}/api/v1",
         headers=headers,
-        verify=_context(ca_file) if parts.scheme == "https" else False,  # without TLS nothing is loaded
+        verify=_context(parts.hostname or "", ca_file) if parts.scheme == "https" else False,
         trust_env=not is_loopback(parts.hostname or ""),  # a proxy cannot reach this machine's loopback
     )
 
 
-def _context(ca_file: str | Path | None) -> ssl.SSLContext:
-    """The system's authorities (or SSL_CERT_FILE), those of REQUESTS_CA_BUNDLE, and `ca_file`."""
+def _context(host: str, ca_file: str | Path | None) -> ssl.SSLContext:
+    """The system's authorities (or SSL_CERT_FILE), those of REQUESTS_CA_BUNDLE, and `ca_file`.
+
+    For this machine's own Hub `ca_file` is its certificate itself, made for the name that others reach it by: exactly
+    that certificate is accepted, and it need not name the loopback address.
+    """
+    if ca_file and is_loopback(host):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(cafile=str(ca_file))
+        return context
     context = ssl.create_default_context()
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     for extra in (ca_file, bundle):

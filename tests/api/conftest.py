@@ -40,8 +40,8 @@ def settings_of(home: Path, **more: Any) -> Settings:
     """Settings of a home whose node has run once and does not answer now."""
     write_secret(home / "node" / "token", TOKEN)
     (home / "node" / "fingerprint").write_text(":".join(["AB"] * 32) + "\n")
-    given = {"hub_port": free_port(), "node_port": free_port(), "api_key": KEY, "min_free_gb": 0.0, **more}
-    return load(home=home, **given)
+    given = {"hub_port": free_port(), "node_port": free_port(), "api_key": KEY, "min_free_gb": 0.0, "node_accel": "tcg"}
+    return load(home=home, **given | more)
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Served:
 
 def serve(parts: app.Parts) -> tuple[str, Callable[[], None]]:
     """Serve in a thread; returns the URL and how to stop."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = app._bind(parts.settings)
     server = app.make_server(parts)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -133,7 +133,7 @@ def serve(parts: app.Parts) -> tuple[str, Callable[[], None]]:
         assert not thread.is_alive(), "the server did not stop"
         listener.close()
 
-    return f"http://127.0.0.1:{listener.getsockname()[1]}", stop
+    return parts.settings.hub_url, stop
 
 
 def until(look: Callable[[], Any], seconds: float = 10.0) -> Any:

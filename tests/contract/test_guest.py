@@ -9,6 +9,7 @@ import stat
 import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -471,13 +472,76 @@ def test_the_index_is_used_and_never_wrong(guests: Guests, own_machine: Machine)
 def test_an_unchanged_file_is_not_read_again(guests: Guests, own_machine: Machine) -> None:
     big = own_machine.tree / "workspace/big"
     with big.open("wb") as file:
-        file.truncate(3 << 30)
+        file.truncate(1 << 30)
     time.sleep(2.2)
     began = time.monotonic()
     first = everything(guests, own_machine)
     middle = time.monotonic()
     assert everything(guests, own_machine) == first
     assert time.monotonic() - middle < (middle - began) / 2
+
+
+ENDED = (b".", 0, b"", b"", b'{"entries":%d}')
+
+
+def stream_of(*records: tuple[bytes, int, bytes, bytes, bytes], count: int | None = None) -> bytes:
+    """What a guest may send: (kind, mode, path, digest, target) each."""
+    body = b""
+    for kind, mode, path, digest, target in records:
+        text = target % (len(records) - 1 if count is None else count) if kind == b"." else target
+        body += scan._HEAD.pack(kind, mode, 0, 0, 0, 0, len(path), len(digest), len(text)) + path + digest + text
+    return scan.MAGIC + zlib.compress(body)
+
+
+def parsed(data: bytes, step: int = 1 << 16) -> list[bytes]:
+    reader = scan._Reader(Address("127.0.0.1", 22, "agent", "k"), scan.WORKSPACE)
+    found = [entry.path for at in range(0, len(data), step) for entry in reader.feed(data[at : at + step])]
+    reader.finish()
+    return found
+
+
+FOLDER = (b"d", 0o755, b"/workspace", b"", b"")
+ENTRY = (b"f", 0o644, b"/workspace/f", bytes(32), b"")
+
+
+def test_a_stream_is_read_in_pieces_of_any_size() -> None:
+    data = stream_of((b"d", 0o755, b"/usr", b"", b""), (b"d", 0o755, b"/usr/local", b"", b""), FOLDER, ENTRY, ENDED)
+    for step in (1, 2, 7, 1000):
+        assert parsed(data, step) == [b"/usr", b"/usr/local", b"/workspace", b"/workspace/f"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello, this is no scan at all",
+        scan.MAGIC + b"not zlib",
+        stream_of(FOLDER, ENTRY),
+        stream_of(FOLDER, ENTRY, ENDED, count=1),
+        stream_of(FOLDER, ENTRY, ENDED)[:-8],
+        stream_of(FOLDER, ENTRY, ENDED, ENTRY),
+        stream_of(FOLDER, ENTRY, ENDED) + b"more",
+        stream_of(ENTRY, FOLDER, ENDED),
+        stream_of(FOLDER, ENTRY, ENTRY, ENDED),
+        stream_of(FOLDER, (b"f", 0, b"/workspace/no/parent", b"", b""), ENDED),
+        stream_of(FOLDER, (b"x", 0, b"/workspace/f", b"", b""), ENDED),
+        stream_of(FOLDER, (b"f", 0o70000, b"/workspace/f", b"", b""), ENDED),
+        stream_of(FOLDER, (b"f", 0, b"/workspace/f", b"short", b""), ENDED),
+        stream_of(FOLDER, (b"l", 0, b"/workspace/f", bytes(32), b"x"), ENDED),
+        stream_of(FOLDER, (b"f", 0, b"/workspace/f", b"", b"target"), ENDED),
+        stream_of(FOLDER, (b"f", 0, b"/workspace/../etc/x", b"", b""), ENDED),
+        stream_of(FOLDER, (b"f", 0, b"/workspace/a\0b", b"", b""), ENDED),
+        stream_of(FOLDER, (b"f", 0, b"/workspace//b", b"", b""), ENDED),
+        stream_of(FOLDER, (b"f", 0, b"workspace/b", b"", b""), ENDED),
+        stream_of((b"d", 0, b"/var", b"", b""), ENDED),
+        stream_of((b"d", 0, b"/", b"", b""), ENDED),
+        stream_of(FOLDER, (b".", 0, b"", b"", b"[%d]")),
+        stream_of(FOLDER, (b".", 0, b"", b"", b"{%d")),
+    ],
+)
+def test_a_hostile_stream_is_refused(data: bytes) -> None:
+    with pytest.raises(GuestCommandFailed, match="no valid scan"):
+        parsed(data)
 
 
 def test_a_scan_that_fails_says_so(guests: Guests, own_machine: Machine) -> None:

@@ -73,7 +73,8 @@ class Autovibe:
         return result
 
     def json(self, *words: str, timeout: float = 300) -> Any:
-        return json.loads(self.run(*words, "--json", timeout=timeout).stdout)
+        at = words.index("--") if "--" in words else len(words)  # what follows is the guest's
+        return json.loads(self.run(*words[:at], "--json", *words[at:], timeout=timeout).stdout)
 
     def up(self) -> None:
         self.run("up", "--detach", "--port", str(self.hub_port), "--node-port", str(self.node_port), timeout=900)

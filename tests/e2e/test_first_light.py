@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -42,7 +43,7 @@ def kill_hub(autovibe: Autovibe) -> None:
     os.kill(old, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        status = autovibe.json("status")
+        status = json.loads(autovibe.run("status", "--json", check=False).stdout)
         if status["hub"].get("pid") not in (None, old) and status["hub"].get("health") == "healthy":
             return
         time.sleep(0.5)

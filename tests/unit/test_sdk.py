@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -127,6 +129,33 @@ def test_nobody_listening_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_loopback_ignores_proxies_and_bundles(wire: Wire, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     assert Client(wire.url, "k").projects.list().total_count == 0
+
+
+def test_the_own_hubs_certificate_is_accepted_and_no_other(wire: Wire, tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "1",
+        ]
+        command += ["-subj", "/CN=hub.example", "-addext", "subjectAltName=DNS:hub.example"]
+        files = ["-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")]
+        subprocess.run([*command, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "mine.pem", tmp_path / "mine.key")
+    with wires.serving(context) as secure:
+        with Client(secure.url, "k", ca_file=tmp_path / "mine.pem") as client:
+            assert client.projects.list().total_count == 0
+        for ca_file in (tmp_path / "other.pem", None):
+            with pytest.raises(errors.Unavailable, match="certificate"):
+                Client(secure.url, "k", ca_file=ca_file).projects.list()
 
 
 def test_pages_are_walked(wire: Wire, client: Client) -> None:

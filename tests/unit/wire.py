@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,7 +172,7 @@ class Wire:
 
 
 @contextmanager
-def serving() -> Iterator[Wire]:
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Wire]:
     wire = Wire()
 
     class Far(BaseHTTPRequestHandler):
@@ -212,7 +213,9 @@ def serving() -> Iterator[Wire]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Far)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    wire.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    wire.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     try:
         yield wire
     finally:

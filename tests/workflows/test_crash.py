@@ -1,4 +1,8 @@
-"""kill -9 of the hub, everywhere: after restarts each operation has been carried out exactly once."""
+"""kill -9 of the hub, everywhere: after restarts each operation has been carried out exactly once.
+
+The spawn dies on both databases, the others on one each: what differs between databases is the engine and the store,
+which have tests of their own on both (test_durable.py, test_engine.py).
+"""
 
 from __future__ import annotations
 
@@ -147,6 +151,7 @@ def test_killed_at_every_step_of_spawn(mortal: Mortal) -> None:
     assert read.owner(mortal.proxmox, machine.vmid) == machine.uuid
 
 
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_killed_at_every_step_of_checkpoint(mortal: Mortal) -> None:
     machine = mortal.spawned("m1")
     before = mortal.inventory()
@@ -163,7 +168,9 @@ def test_killed_at_every_step_of_checkpoint(mortal: Mortal) -> None:
     assert (mortal.inventory() - before).vms == {machine.vmid: (snapshot_name(checkpoint.uuid),)}
 
 
-@pytest.mark.parametrize("with_checkpoint", [True, False])
+@pytest.mark.parametrize(
+    ("database_url", "with_checkpoint"), [("sqlite", True), ("postgres", False)], indirect=["database_url"]
+)
 def test_killed_at_every_step_of_terminate(mortal: Mortal, with_checkpoint: bool) -> None:
     before = mortal.inventory()
     machine = mortal.spawned("m1")
@@ -212,6 +219,7 @@ def test_two_hubs_share_a_database_and_one_is_killed_while_it_spawns(
     assert (other.inventory() - before).vms == {machine.vmid: ()}
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_hub_that_is_told_to_stop_parks_and_goes_on(mortal: Mortal) -> None:
     """SIGTERM's way: parts.close() within its seconds, and the rest at the next start."""
     mortal.ask("spawn", [], project_uuid=str(mortal.project), name="m1")

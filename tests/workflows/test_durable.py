@@ -9,10 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import autovibe.durable
+from autovibe.durable import Durable
 
 
 class Process:
@@ -193,6 +197,7 @@ def test_two_processes_of_one_home_have_ids_of_their_own(empty_database_url: str
     assert first.executor_id != second.executor_id
 
 
+@pytest.mark.parametrize("empty_database_url", ["postgres"], indirect=True)
 def test_a_killed_process_is_adopted_once_by_another_host(
     empty_database_url: str, process: Start, hold: Path, journal: Journal
 ) -> None:
@@ -213,6 +218,7 @@ def test_a_killed_process_is_adopted_once_by_another_host(
     assert not [line for line in journal() if line.endswith("three a")]
 
 
+@pytest.mark.parametrize("empty_database_url", ["postgres"], indirect=True)
 def test_a_process_that_was_taken_for_dead_stops_what_it_does(
     empty_database_url: str, process: Start, hold: Path, journal: Journal
 ) -> None:
@@ -230,3 +236,22 @@ def test_a_process_that_was_taken_for_dead_stops_what_it_does(
     assert Counter(line.split()[1] for line in journal()) == {"one": 1, "two": 2, "three": 1}
     frozen.say("start", "work", "w2")  # and is as good as new
     eventually(lambda: "w2 three a" in journal())
+
+
+def test_journals_of_the_ended_are_forgotten(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durable = Durable(empty_database_url, home=tmp_path, workers=2, host="host")
+    done: list[str] = []
+    durable.register("work", lambda workflow_id: done.append(durable.step("one", lambda: workflow_id)))
+    durable.launch()
+    durable.start("work", "w1")
+    eventually(lambda: done == ["w1"])
+    time.sleep(0.2)
+    autovibe.durable._prune()
+    durable.start("work", "w1")  # known: it is not run again
+    monkeypatch.setattr(autovibe.durable, "_KEPT", timedelta(0))
+    autovibe.durable._prune()
+    durable.start("work", "w1")
+    eventually(lambda: done == ["w1", "w1"])
+    assert durable.close()

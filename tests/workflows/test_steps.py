@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -290,6 +291,18 @@ def test_a_node_that_is_away_delays_the_cleanup_until_it_is_back(
 
 
 # What a machine is
+
+
+def test_ten_machines_at_once(live: LiveHub) -> None:
+    with ThreadPoolExecutor(10) as clients:
+        operations = list(clients.map(lambda _: live.spawn(), range(10)))
+    for operation in operations:
+        ended = live.await_end(operation.uuid, seconds=120)
+        assert ended.status == "succeeded", ended.error
+    made = live.all(Machine)
+    assert {machine.status for machine in made} == {"active"}
+    assert len({machine.vmid for machine in made}) == len({machine.address for machine in made}) == 10
+    assert len({machine.host_key for machine in made}) == 10
 
 
 def test_files_are_placed_and_a_branch_has_its_origins(live: LiveHub) -> None:

@@ -163,13 +163,19 @@ def spawn(act: Any) -> int:
 def watch(token: str, seconds: float, connection: int) -> None:
     """Thaw when the time is over, or when the connection of the Hub that holds the guest is gone for good."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and os.path.exists(f"/proc/{connection}"):
+    while time.monotonic() < end and is_alive(connection):
         time.sleep(0.5)
     with noted() as note:
         if note.get("token") == token:
             note["watchdog"] = 0
             thaw(note)
             note.clear()
+
+
+def is_alive(pid: int) -> bool:
+    """A process that has ended and whose parent, the frozen listener, cannot take note of it is not alive."""
+    state = re.search(r"^State:\s+(\S)", read(f"/proc/{pid}/status"), re.MULTILINE)
+    return state is not None and state.group(1) not in "ZX"
 
 
 def freeze(paths: list[str]) -> None:

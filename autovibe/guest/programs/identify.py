@@ -12,11 +12,13 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 CLOCK_SECONDS = 2.0
@@ -71,6 +73,13 @@ def set_hostname(root: str, name: str, booted: bool) -> bool:
     return changed
 
 
+def forget_parents_agent(root: str) -> None:
+    """What ran in the machine this one was cloned from is none of its own; its output is the Hub's already."""
+    shutil.rmtree(root + "var/lib/autovibe/agent", ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.unlink(root + "var/log/autovibe/agent.log")
+
+
 def set_clock(now: float) -> bool:
     if abs(time.time() - now) <= CLOCK_SECONDS:
         return False
@@ -119,6 +128,7 @@ def main() -> None:
             changed.append("hostname")
         write(root + "etc/machine-id", uuid.uuid4().hex + "\n", 0o444)
         changed.append("machine-id")
+        forget_parents_agent(root)
         if booted:  # before the clock, which the age of the keys is told by
             host_key, was_made = fresh_host_key(host_key, known.get("host_key", ""))
             changed += ["host keys"] if was_made else []

@@ -14,6 +14,8 @@ from typing import Any
 
 from autovibe.node import drives
 from autovibe.node.agent import AgentError
+from autovibe.node.disks import DiskError
+from autovibe.node.monitor import MonitorError
 from autovibe.node.refusal import Refusal, not_implemented
 from autovibe.node.state import Call, State, disks_of, is_agent_enabled, start_vm_task
 from autovibe.node.tasks import Task
@@ -202,7 +204,7 @@ def finish_delete(state: State, vmid: int, name: str, task: Task, *, is_forced: 
             try:
                 if name in state.disks.snapshots(volid):
                     state.disks.delete_snapshot(volid, name, monitor=state.monitor(vmid))
-            except Exception as error:
+            except (DiskError, MonitorError, OSError) as error:
                 if not is_forced:
                     raise
                 task.write(str(error))

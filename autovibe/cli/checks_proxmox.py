@@ -52,11 +52,16 @@ def needed(settings: Settings) -> dict[str, tuple[str, ...]]:
 
 
 def grant_line(path: str, privileges: list[str], token_id: str) -> str:
-    """One line for a root shell on the node; typing it twice does no harm."""
+    """One line for a root shell on the node; typing it twice does no harm.
+
+    A token with privilege separation holds what both it and its user hold, one without what its user holds: so both
+    are granted.
+    """
+    user = token_id.partition("!")[0]
     role = "Autovibe" + "".join(part.capitalize() for part in path.split("/")[1:2])
     return (
         f"pveum role add {role} 2>/dev/null; pveum role modify {role} --append 1 --privs '{','.join(privileges)}' "
-        f"&& pveum acl modify {path} --tokens '{token_id}' --roles {role}"
+        f"&& pveum acl modify {path} --users '{user}' --tokens '{token_id}' --roles {role}"
     )
 
 
@@ -101,10 +106,6 @@ def _privileges(px: Proxmox, settings: Settings) -> list[Check]:
             found.append(Check(f"rights on {path}", "fail", finding, grant_line(path, missing, token_id)))
         else:
             found.append(Check(f"rights on {path}", "ok", f"all {len(privileges)} privileges"))
-    if any(check.status == "fail" for check in found):
-        user = token_id.partition("!")[0]
-        finding = f"a token with privilege separation holds no more than its user '{user}'"
-        found.append(Check("privilege separation", "warn", finding, f"Grant the user the same: --users '{user}'"))
     return found
 
 

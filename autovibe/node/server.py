@@ -201,7 +201,7 @@ class _Conversation:
 
     def _linger(self) -> None:
         """Let the client read the answer before the connection ends, though it may still be sending."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the socket was closed meanwhile
             self._connection.settimeout(_LINGER_SECONDS)
             deadline, size = time.monotonic() + _LINGER_SECONDS, 0
             if self._h11.their_state is h11.SEND_BODY:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
@@ -15,7 +15,7 @@ from autovibe.errors import CLASSES
 from autovibe.hub import projects
 from tests.api.conftest import Served, error_of
 
-NOWHERE = uuid4()
+NOWHERE = UUID("5d6f1c9a-5a4b-4c3d-8e2f-0123456789ab")
 
 
 def test_a_key_is_required_before_anything_else(served: Served) -> None:

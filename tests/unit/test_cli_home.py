@@ -283,7 +283,7 @@ def test_the_line_that_grants(tmp_path: Path) -> None:
     assert (tmp_path / "calls").read_text().splitlines() == [
         "role add AutovibeVms",
         "role modify AutovibeVms --append 1 --privs VM.Clone,VM.Audit",
-        "acl modify /vms --tokens hub@pve!autovibe --roles AutovibeVms",
+        "acl modify /vms --users hub@pve --tokens hub@pve!autovibe --roles AutovibeVms",
     ]
 
 

@@ -61,12 +61,13 @@ def upload(
             return found
         _check_storages(px, storage, import_storage)
         _remove_half_made(px, name, owner)
+        vmids = _free_vmids(px, vmid_first, vmid_last)
         volid = f"{import_storage}:import/{path.name}"
         _settle(px, lambda: change.delete_volume(px, import_storage, volid), "the removal of an earlier upload")
         try:
             _send(px, import_storage, path, progress)
             progress("importing the disk", None)
-            vmid = _create(px, name, owner, storage, bridge, volid, range(vmid_last, vmid_first - 1, -1))
+            vmid = _create(px, name, owner, storage, bridge, volid, vmids)
             progress("making the template", None)
             _settle(px, lambda: change.template(px, vmid), f"the template {vmid}")
         except BaseException:
@@ -132,19 +133,25 @@ def _send(px: Proxmox, import_storage: str, path: Path, progress: Step) -> None:
     _settle(px, lambda: upid, "the upload")
 
 
-def _create(px: Proxmox, name: str, owner: UUID, storage: str, bridge: str, volid: str, vmids: range) -> int:
+def _free_vmids(px: Proxmox, first: int, last: int) -> list[int]:
+    """From the top: machines take theirs from the bottom. Raises LimitExceeded when there is none."""
     taken = read.taken_vmids(px)
+    free = [vmid for vmid in range(last, first - 1, -1) if vmid not in taken]
+    if not free:
+        raise LimitExceeded(
+            f"Every vmid from {first} to {last} is taken; widen vmid_first and vmid_last or remove VMs."
+        )
+    return free
+
+
+def _create(px: Proxmox, name: str, owner: UUID, storage: str, bridge: str, volid: str, vmids: list[int]) -> int:
     for vmid in vmids:
-        if vmid in taken:
-            continue
         try:
             _settle(px, partial(_begin_create, px, vmid, name, owner, storage, bridge, volid), f"VM {vmid}")
         except VmidTaken:
             continue
         return vmid
-    raise LimitExceeded(
-        f"Every vmid from {vmids[-1]} to {vmids[0]} is taken; raise vmid_last or remove VMs that are not needed."
-    )
+    raise LimitExceeded(f"The vmids that were free were taken in the meantime ({len(vmids)} tried); try again.")
 
 
 def _begin_create(px: Proxmox, vmid: int, name: str, owner: UUID, storage: str, bridge: str, volid: str) -> str | None:

@@ -68,10 +68,11 @@ class Requests:
         scope.setdefault("state", {})["request_id"] = identifier
         token = request_id.set(identifier)
         start = time.perf_counter()
-        status = 0
+        status, is_answered = 0, False
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_answered
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = identifier
@@ -79,6 +80,11 @@ class Requests:
 
         try:
             await self._app(scope, receive, answer)
+        except Exception:
+            # The framework logs and answers a defect and then raises it all the same; the server would cut the
+            # connection under the client's next request.
+            if not is_answered:
+                raise
         finally:
             seconds = time.perf_counter() - start
             if not _may_wait(scope):

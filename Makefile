@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $(p))))
 STAMP := $(VENV)/.set-up
+WORKERS ?= 2
+PYTEST_ARGS ?=
 
 # package: why it is needed
 RUN_PACKAGES := \
@@ -88,7 +90,7 @@ lint: setup  ## ruff, mypy --strict, import contracts
 
 .PHONY: test
 test: setup test-packages lint  ## everything, on SQLite and PostgreSQL, with real guests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup test-packages  ## figures against peers measured in the same run

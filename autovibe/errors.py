@@ -39,7 +39,7 @@ class AutovibeError(Exception):
     code: ClassVar[str] = "ERROR"
 
     def __init__(self, message: str = "", *, details: dict[str, Any] | None = None, log_detail: str = "") -> None:
-        self.message = message or inspect.cleandoc(type(self).__doc__ or "")
+        self.message = _shown(message) or inspect.cleandoc(type(self).__doc__ or "")
         self.details = details or {}
         self.log_detail = log_detail
         super().__init__(self.message)
@@ -53,6 +53,11 @@ class AutovibeError(Exception):
         """The error of the class that `value["code"]` names; an unknown code gives a plain AutovibeError."""
         kind = CLASSES.get(str(value.get("code")), AutovibeError)
         return kind(str(value.get("message", "")), details=dict(value.get("details") or {}))
+
+
+def _shown(text: str) -> str:
+    """`text` as any terminal, table and journal takes it: messages quote what guests, playbooks and clients said."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 class InvalidRequest(AutovibeError):

@@ -123,7 +123,8 @@ class Settings(BaseSettings):
     @property
     def hub_url(self) -> str:
         scheme = "https" if self.tls_certificate else "http"
-        return (self.url or f"{scheme}://{self.hub_host}:{self.hub_port}").rstrip("/")
+        host = f"[{self.hub_host}]" if ":" in self.hub_host else self.hub_host  # an IPv6 address
+        return (self.url or f"{scheme}://{host}:{self.hub_port}").rstrip("/")
 
     @property
     def uses_embedded_node(self) -> bool:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from autovibe.domain.actor import Actor
-from autovibe.errors import InvalidRequest
+from autovibe.errors import InvalidRequest, LimitExceeded
 from autovibe.hub import Hub
 from autovibe.hub.operations import Once
 from autovibe.hub.pages import Cut
@@ -103,6 +103,17 @@ def large(reply: BaseModel) -> Response:
     return Response(reply.model_dump_json(), media_type="application/json")
 
 
-async def converse(hub: Hub, verb: Callable[[], Answer]) -> Answer:
-    """Run a verb that talks to a guest, maybe for long, in the threads kept for that; others are not held up."""
-    return await asyncio.get_running_loop().run_in_executor(hub.conversations, verb)
+async def converse(hub: Hub, verb: Callable[[], Answer], patience_seconds: float) -> Answer:
+    """Run a verb that talks to a guest, maybe for long, in the threads kept for that; others are not held up.
+
+    Raises LimitExceeded when none of these threads is free for so long; the verb is not begun then.
+    """
+    work = hub.conversations.submit(verb)
+    waiting = asyncio.wrap_future(work)
+    done, _ = await asyncio.wait([waiting], timeout=patience_seconds)
+    if not done and work.cancel():
+        raise LimitExceeded(
+            f"The Hub runs as many commands in guests as it can, and none has ended for {patience_seconds:g} s; "
+            "run fewer at a time, or try again."
+        )
+    return await waiting

@@ -19,6 +19,10 @@ _SECRETS = re.compile(
 )
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))} | {10: "\n    "}
+"""What a guest or client sent shall neither drive the terminal a log is read in nor look like a line of its own."""
+
+
 class _Redacting(logging.Formatter):
     """The last hand on every line, tracebacks included."""
 
@@ -28,7 +32,7 @@ class _Redacting(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         record.request_id = request_id.get()
-        text = super().format(record)
+        text = super().format(record).translate(_CONTROLS)
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return _SECRETS.sub(lambda match: next((group for group in match.groups() if group), "") + "***", text)

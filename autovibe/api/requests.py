@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections import deque
+from urllib.parse import quote
 from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
@@ -91,7 +92,7 @@ class Requests:
                 self._traffic.note(seconds, status >= 500)
             actor = getattr(scope["state"].get("actor"), "name", "-")
             # The path alone: a query may hold what is nobody's business.
-            logger.info("%s %s %s %d %.1f ms", actor, scope["method"], scope["path"], status, seconds * 1000)
+            logger.info("%s %s %s %d %.1f ms", actor, scope["method"], quote(scope["path"]), status, seconds * 1000)
             request_id.reset(token)
 
 

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Checkpoints: a snapshot of a machine, and the manifest of its files.")
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Label or uuid (a unique beginning is enough).")]
-Of = Annotated[str | None, typer.Option("--project", "-p", help="The project.")]
-
-app.command("diff")(diff.diff)
+Of = Annotated[str | None, typer.Option("--project", "-p", help="The project it belongs to: name or uuid.")]
 
 
 @app.command("list")
@@ -92,6 +90,9 @@ def show(
     return None
 
 
+app.command("diff")(diff.diff)
+
+
 @app.command()
 def spawn(
     checkpoint: Checkpoint,
@@ -108,14 +109,16 @@ def spawn(
     follow: machine.Follow = False,
     json: Json = False,
 ) -> None:
-    """Spawn a machine from a checkpoint, in the checkpoint's project."""
+    """Spawn a machine from a checkpoint, in the checkpoint's project, and wait until it is reachable."""
+    prompt = machine.read_prompt(prompt, prompt_file)
+    placed = machine.read_files(file or [])
     with connection.client() as client:
         origin = names.checkpoint(client, checkpoint, of=project)
         made = client.checkpoints.spawn(
             origin.uuid,
             type=type_,
-            prompt=machine.read_prompt(prompt, prompt_file),
-            file_modifications=machine.read_files(file or []),
+            prompt=prompt,
+            file_modifications=placed,
             resource_constraints=machine.constraints(max_money, max_minutes, max_api_calls),
             name=name,
         )

@@ -32,8 +32,8 @@ STYLES = {"A": "green", "M": "yellow", "D": "red", "R": "cyan"}
 
 
 def diff(
-    base: Annotated[str, typer.Argument(help="Label or uuid of the earlier checkpoint.")],
-    target: Annotated[str, typer.Argument(help="Label or uuid of the later checkpoint.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Label or uuid of the earlier checkpoint.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Label or uuid of the later checkpoint.")],
     project: Annotated[str | None, typer.Option("--project", "-p", help="The project the labels belong to.")] = None,
     stat: Annotated[bool, typer.Option("--stat", help="How much each path grew or shrank.")] = False,
     name_only: Annotated[bool, typer.Option("--name-only", help="Paths alone, one a line.")] = False,

@@ -1,8 +1,7 @@
-"""The words that speak with a guest: machine logs, exec, ssh."""
+"""The words that speak with a guest: machine logs, exec."""
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
@@ -12,7 +11,6 @@ import typer
 from autovibe.cli import connection, names, output
 from autovibe.cli.exits import INTERRUPTED
 from autovibe.cli.output import Json
-from autovibe.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from autovibe import schemas
@@ -58,15 +56,15 @@ def print_log(client: Client, uuid: UUID, *, follow: bool, resume: str) -> None:
 
 def exec_(
     machine: Machine,
-    argv: Annotated[list[str] | None, typer.Argument(metavar="-- ARGV…", help="The command and its arguments.")] = None,
-    script: Annotated[str | None, typer.Option(help="A bash script instead; '-' reads it from stdin.")] = None,
-    cwd: Annotated[str | None, typer.Option(help="Where it runs; default /workspace.")] = None,
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of its environment.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Ends it with status 124.")] = None,
-    user: Annotated[str | None, typer.Option(help="Who runs it; default agent.")] = None,
+    argv: Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND…", help="The command and its arguments.")] = None,
+    script: Annotated[str | None, typer.Option(help="Run a bash script instead; '-' reads it from stdin.")] = None,
+    cwd: Annotated[str | None, typer.Option(help="The directory it runs in; default: /workspace.")] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set a variable in its environment; may be given again.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End it after so long, with exit status 124.")] = None,
+    user: Annotated[str | None, typer.Option(help="The user it runs as; default: agent.")] = None,
     json: Json = False,
 ) -> None:
-    """Run a command in the guest. Its exit status becomes the word's own."""
+    """Run a command in the guest; its exit status becomes this one's."""
     if not argv and script is None:
         raise typer.BadParameter("Give a command after '--', or --script.")
     pairs = [pair.partition("=") for pair in env or []]
@@ -92,38 +90,3 @@ def exec_(
     if result.truncated:
         output.warn("The output was longer than the Hub passes on; the rest is left out.")
     raise typer.Exit(result.exit_status & 0xFF)
-
-
-def ssh(
-    machine: Machine,
-    argv: Annotated[list[str] | None, typer.Argument(metavar="-- ARGV…", help="Passed on to ssh.")] = None,
-) -> None:
-    """Open a shell in the guest with OpenSSH, the Hub's key and the pinned host key."""
-    settings = connection.settings()
-    key = settings.ssh_key_file or settings.hub_home / "ssh" / "id_ed25519"
-    if not os.access(key, os.R_OK):
-        raise ConfigurationError(
-            f"'{key}' cannot be read: machine ssh works where the Hub's home is. Use machine exec."
-        )
-    with connection.client(settings) as client:
-        found = names.machine(client, machine)
-        there = client.machines.ssh(found.uuid)
-    known_hosts = settings.hub_home / "ssh" / "known_hosts.d" / str(found.uuid)
-    known_hosts.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    known_hosts.write_text(f"{found.uuid} {there.host_key}\n", encoding="utf-8")
-    options = {
-        "IdentitiesOnly": "yes",
-        "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": str(known_hosts),
-        "GlobalKnownHostsFile": "/dev/null",
-        "HostKeyAlias": str(found.uuid),
-        "UpdateHostKeys": "no",
-        "LogLevel": "ERROR",
-    }
-    command = ["ssh", "-i", str(key), "-p", str(there.port), "-l", there.user]
-    for name, value in options.items():
-        command += ["-o", f"{name}={value}"]
-    try:
-        os.execvp("ssh", [*command, there.host, *(argv or [])])  # noqa: S606 - no shell is wanted
-    except FileNotFoundError:
-        raise ConfigurationError("OpenSSH is missing; install it with: sudo apt-get install openssh-client") from None

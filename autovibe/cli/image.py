@@ -12,16 +12,16 @@ from autovibe.cli.output import Json
 
 app = typer.Typer(no_args_is_help=True, help="Guest images: what machines are cloned from in the beginning.")
 
-Image = Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="A recipe's name; default: the setting 'image'.")]
+Image = Annotated[str | None, typer.Argument(metavar="IMAGE", help="A recipe's name; default: the setting 'image'.")]
 
 
 @app.command()
 def build(
     image: Image = None,
-    force: Annotated[bool, typer.Option("--force", help="Build it anew also when it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build it anew although it is there.")] = False,
     json: Json = False,
 ) -> None:
-    """Build a guest image of its recipe; nothing happens when it was built before."""
+    """Build a guest image from its recipe, unless it was built before."""
     settings = connection.settings()
     name = image or settings.image
     started = time.monotonic()

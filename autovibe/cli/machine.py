@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from autovibe.cli import connection, guest, names, output, progress
+from autovibe.cli import connection, guest, names, output, progress, ssh
 from autovibe.cli.exits import FAILED
 from autovibe.cli.output import Json
 
@@ -21,28 +21,24 @@ app = typer.Typer(no_args_is_help=True, help="Intelligent Machines: virtual mach
 Machine = Annotated[str, typer.Argument(metavar="MACHINE", help="Name or uuid (a unique beginning is enough).")]
 Type = Annotated[str, typer.Option("--type", help="The machine type.")]
 Prompt = Annotated[str | None, typer.Option(help="What it does; for type shell a bash script. '-' reads stdin.")]
-PromptFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="The prompt from a file.")]
+PromptFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Read the prompt from a file.")]
 Files = Annotated[
     list[str] | None,
-    typer.Option("--file", metavar="GUEST=LOCAL", help="Place a local file in the guest; an empty LOCAL deletes it."),
+    typer.Option("--file", metavar="GUEST=LOCAL", help="Place a local file in the guest (an empty LOCAL deletes it); may be given again."),
 ]
 Name = Annotated[str | None, typer.Option(help="Its name; one is made up otherwise.")]
-MaxMoney = Annotated[float | None, typer.Option(min=0, help="Money it may use.")]
-MaxMinutes = Annotated[float | None, typer.Option(min=0, help="Minutes it may run.")]
-MaxApiCalls = Annotated[int | None, typer.Option(min=0, help="Model calls it may make.")]
+MaxMoney = Annotated[float | None, typer.Option(min=0, help="Money it may use (recorded, not enforced yet).")]
+MaxMinutes = Annotated[float | None, typer.Option(min=0, help="Minutes it may run (recorded, not enforced yet).")]
+MaxApiCalls = Annotated[int | None, typer.Option(min=0, help="Model calls it may make (recorded, not enforced yet).")]
 Detach = Annotated[bool, typer.Option("--detach", "--no-wait", help="Return at once; the work goes on.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Print the prompt's output until it has ended.")]
-
-app.command("logs")(guest.logs)
-app.command("exec")(guest.exec_)
-app.command("ssh")(guest.ssh)
 
 
 @app.command()
 def spawn(
-    project: Annotated[str, typer.Option("--project", "-p", help="Name or uuid of the project.")],
+    project: Annotated[str, typer.Option("--project", "-p", help="The project it works for: name or uuid.")],
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", "-c", help="Default: the project's current.")
+        str | None, typer.Option("--checkpoint", "-c", help="Label or uuid to start from; default: the project's current.")
     ] = None,
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
@@ -57,6 +53,8 @@ def spawn(
     json: Json = False,
 ) -> None:
     """Spawn a machine and wait until it is reachable."""
+    prompt = read_prompt(prompt, prompt_file)
+    placed = read_files(file or [])
     with connection.client() as client:
         owner = names.project(client, project)
         origin = names.checkpoint(client, checkpoint, of=project) if checkpoint else None
@@ -64,8 +62,8 @@ def spawn(
             owner.uuid,
             type=type_,
             checkpoint_uuid=origin.uuid if origin else None,
-            prompt=read_prompt(prompt, prompt_file),
-            file_modifications=read_files(file or []),
+            prompt=prompt,
+            file_modifications=placed,
             resource_constraints=constraints(max_money, max_minutes, max_api_calls),
             name=name,
         )
@@ -150,6 +148,11 @@ def show(
         return output.print_json(found)
     facts(found, operation)
     return None
+
+
+app.command("logs")(guest.logs)
+app.command("exec")(guest.exec_)
+app.command("ssh")(ssh.ssh)
 
 
 @app.command()

@@ -83,14 +83,14 @@ def build_image(settings: Settings, step: Step, name: str | None = None, *, forc
     from autovibe import images
 
     recipe = images.recipe(name or settings.image)
-    if (path := images.built(recipe, settings.images_home)) is not None:
+    if not force and (path := images.built(recipe, settings.images_home)) is not None:
         return path
 
     def show(progress: images.Progress) -> None:
         step(progress.phase, progress.fraction)
 
     return images.build(
-        images.recipe(name or settings.image),
+        recipe,
         settings.images_home,
         ca_bundle=settings.ca_bundle,
         apt_sources=settings.apt_sources,

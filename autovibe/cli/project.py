@@ -19,7 +19,7 @@ Project = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or uuid (a
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Letters, digits and . _ -; 63 characters at most.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits and . _ -; 63 characters at most.")],
     description: Annotated[str, typer.Option(help="What it is for.")] = "",
     greediness: Annotated[float | None, typer.Option(min=0, max=1, help="Its share of the pool, 0 to 1.")] = None,
     daily_money: Annotated[float | None, typer.Option(min=0, help="Money a day.")] = None,
@@ -29,7 +29,10 @@ def create(
     max_machines: Annotated[int | None, typer.Option(min=0, help="Machines at a time.")] = None,
     json: Json = False,
 ) -> None:
-    """Create a project with its genesis checkpoint, made of the base image."""
+    """Create a project with its genesis checkpoint, made of the base image.
+
+    Its limits are recorded and not enforced yet.
+    """
     from autovibe.schemas import ResourceBudgets
 
     limits = {

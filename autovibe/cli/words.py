@@ -64,7 +64,7 @@ def _version(is_wanted: bool) -> None:
 def root(
     home: Annotated[Path | None, typer.Option(help="Where autovibe keeps everything (AUTOVIBE_HOME).")] = None,
     url: Annotated[str | None, typer.Option(help="The Hub to talk to (AUTOVIBE_URL).")] = None,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,  # noqa: ARG001
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,  # noqa: ARG001
 ) -> None:
     """AI agents in virtual machines on your own Proxmox VE cluster, or on this machine without one.
 

@@ -176,9 +176,9 @@ def start(channel: paramiko.Channel, text: str) -> paramiko.Channel:
 
 
 def _feed(channel: paramiko.Channel, input: bytes) -> None:
-    if len(input) <= _INLINE_INPUT:
+    if len(input) <= min(_INLINE_INPUT, channel.out_window_size):
         _send(channel, input)
-    else:  # so that a command that writes before it has read everything does not wait for us, and we for it
+    else:  # so that a guest that does not read, or a command that writes before it reads, does not keep us waiting
         threading.Thread(target=_send, args=(channel, input), name="guest-input", daemon=True).start()
 
 

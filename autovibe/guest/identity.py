@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -13,6 +14,8 @@ from autovibe.guest.links import Address, HostKeyChanged
 
 if TYPE_CHECKING:
     from autovibe.guest.pool import Guests
+
+_KEY = re.compile(rf"{HOST_KEY_TYPE} [A-Za-z0-9+/]{{68}}")  # it ends in a row and in known_hosts files
 
 
 def identify(guests: Guests, address: Address, hostname: str, *, machine_uuid: UUID | str | None = None) -> str:
@@ -40,12 +43,7 @@ def _identify(guests: Guests, address: Address, hostname: str, instance: str) ->
     }
     answer = program.run(guests, address, "identify", order, timeout_seconds=120)
     host_key = str(answer.get("host_key", ""))
-    if not _is_key(host_key):
+    if not _KEY.fullmatch(host_key):
         raise GuestCommandFailed(f"The guest at {address} tells no SSH host key of its own.")
     guests.repin(address, host_key)
     return host_key
-
-
-def _is_key(text: str) -> bool:
-    parts = text.split(" ")
-    return len(parts) == 2 and parts[0] == HOST_KEY_TYPE and len(parts[1]) < 100 and parts[1].isascii()

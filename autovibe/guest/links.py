@@ -164,4 +164,4 @@ def _plain(host_key: str) -> str:
 
 
 def _text(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).rstrip(".")
+    return (str(error).strip() or type(error).__name__).rstrip(".")[:300]

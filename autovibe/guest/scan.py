@@ -94,10 +94,10 @@ def hold(guests: Guests, address: Address, *, token: str, watchdog_seconds: floa
     Idempotent for a token. From now on the Hub talks to the guest over the one connection that stays alive. Raises
     GuestCommandFailed when something cannot be frozen; nothing is frozen then.
     """
-    guests.pin(address)
+    guests.pin(address, watchdog_seconds)
     try:
         order = {"do": "hold", "token": token, "watchdog_seconds": watchdog_seconds}
-        program.run(guests, address, "hold", order, timeout_seconds=60)
+        program.run(guests, address, "hold", order, timeout_seconds=60, is_holder=True)
     except BaseException:
         guests.unpin(address)
         raise
@@ -108,7 +108,8 @@ def release(guests: Guests, address: Address, token: str) -> bool:
     there.
     """
     try:
-        answer = program.run(guests, address, "hold", {"do": "release", "token": token}, timeout_seconds=60)
+        order = {"do": "release", "token": token}
+        answer = program.run(guests, address, "hold", order, timeout_seconds=60, is_holder=True)
     finally:
         guests.unpin(address)
     return answer.get("held") is True
@@ -126,7 +127,8 @@ def scan(
     reader = _Reader(address, profile)
     said = b""
     status = -1
-    pieces = program.stream(guests, address, "scan", profile.order(full=full), timeout_seconds=timeout_seconds)
+    order = profile.order(full=full)
+    pieces = program.stream(guests, address, "scan", order, timeout_seconds=timeout_seconds, is_holder=True)
     for name, piece in pieces:
         if name == "stdout":
             yield from reader.feed(piece)
@@ -230,7 +232,7 @@ class _Reader:
     def _parse_summary(self, text: bytes) -> dict[str, Any]:
         try:
             summary = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._nonsense("its sum is no JSON") from error
         if not isinstance(summary, dict):
             raise self._nonsense("its sum is no object")

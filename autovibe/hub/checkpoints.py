@@ -13,6 +13,7 @@ from autovibe import schemas
 from autovibe.domain import Checkpoint, Machine, Operation, Project
 from autovibe.domain.actor import Actor
 from autovibe.domain.columns import now
+from autovibe.domain.machine import WANTED_TERMINATED
 from autovibe.errors import Conflict, InvalidRequest
 from autovibe.hub import Hub, diffs
 from autovibe.hub.operations import Accepted, Once, accept
@@ -35,10 +36,11 @@ def create(
         # The row is held, so that of two orders at the same moment one waits and then finds the machine checkpointing.
         session.exec(select(Machine.uuid).where(Machine.uuid == machine_uuid).with_for_update()).first()
         machine = rows.get(session, Machine, machine_uuid)
-        if machine.status not in _CHECKPOINTABLE:
+        if machine.status not in _CHECKPOINTABLE or machine.wanted == WANTED_TERMINATED:
+            is_wanted = machine.wanted != WANTED_TERMINATED
             raise Conflict(
-                f"Machine '{machine.name}' is {machine.status} and cannot be checkpointed; "
-                "that takes a machine that is active or working.",
+                f"Machine '{machine.name}' is {machine.status if is_wanted else 'to be terminated'} and cannot be "
+                "checkpointed; that takes a machine that is active or working.",
                 details={"status": machine.status},
             )
         _require_free_label(session, machine.project_uuid, order.label)

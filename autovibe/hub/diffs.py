@@ -110,4 +110,9 @@ def _focus(changes: Sequence[Change]) -> str:
     if 2 * count <= len(changes):
         return ""
     start = "/" if top == b"/" else ""
-    return f"; mostly {start}{spelled(name)[0]}/ ({count})"
+    return f"; mostly {start}{_printable(spelled(name)[0])}/ ({count})"
+
+
+def _printable(text: str) -> str:
+    """The summary is one line, whatever a guest calls its directories."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

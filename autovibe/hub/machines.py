@@ -5,6 +5,7 @@ Each verb decides on the machine's row, which is also its lock:
     spawn        (nothing)                                   -> spawning
     terminate    active working paused budget_blocked        -> terminating
                  spawning checkpointing restoring            stays, wanted=terminated: the running operation hands over
+                 failed, its VM not removed yet              -> terminating, without a final checkpoint
                  terminating terminated failed               stays; the answer is the machine as it is
     exec         active working                              stays; checkpointing and restoring are waited for
 """
@@ -157,21 +158,21 @@ def terminate(hub: Hub, actor: Actor, uuid: UUID, order: schemas.TerminateOrder,
 
     def decide(session: Session, _attempt: int) -> Accepted:
         machine = locked(session, uuid)
-        if (
-            machine.status not in (*_STOPPABLE, *_BUSY)
-            or unfinished(session, uuid, OperationKind.terminate) is not None
-        ):
+        is_left_over = machine.status == MachineStatus.failed and _has_vmid(session, uuid)
+        is_endable = is_left_over or machine.status in (*_STOPPABLE, *_BUSY)
+        if not is_endable or unfinished(session, uuid, OperationKind.terminate) is not None:
             return Accepted(uuid)
+        with_checkpoint = order.create_checkpoint and not is_left_over
         operation = Operation(
             kind=OperationKind.terminate,
-            steps=steps_of(OperationKind.terminate),
+            steps=steps_of(OperationKind.terminate, with_checkpoint=with_checkpoint),
             object_uuid=uuid,
             machine_uuid=uuid,
             actor=actor.name,
-            order={"create_checkpoint": order.create_checkpoint, "reason": order.reason},
+            order={"create_checkpoint": with_checkpoint, "reason": order.reason},
         )
         session.add(operation)
-        if machine.status in _STOPPABLE:
+        if is_left_over or machine.status in _STOPPABLE:
             machine.resume_status, machine.status = machine.status, MachineStatus.terminating
             machine.operation_uuid = operation.uuid
         machine.wanted = WANTED_TERMINATED
@@ -181,6 +182,11 @@ def terminate(hub: Hub, actor: Actor, uuid: UUID, order: schemas.TerminateOrder,
         return Accepted(uuid, operation)
 
     return accept(hub, actor, once, "termination", decide)
+
+
+def _has_vmid(session: Session, machine: UUID) -> bool:
+    """Whether a vmid is still allotted to the machine: it has, or may have, a VM."""
+    return session.exec(select(Allotment.vmid).where(Allotment.owner_uuid == machine)).first() is not None
 
 
 def locked(session: Session, uuid: UUID) -> Machine:
@@ -265,12 +271,16 @@ def show(hub: Hub, uuid: UUID) -> schemas.Machine:
         return _shown(session, [rows.get(session, Machine, uuid)])[0]
 
 
-def show_terminated(hub: Hub, uuid: UUID) -> schemas.TerminateReply:
-    """The machine with its final checkpoint, null until that is made. Raises NotFound."""
+def show_terminated(hub: Hub, uuid: UUID) -> tuple[schemas.TerminateReply, bool]:
+    """The machine with its final checkpoint, null until that is made, and whether its terminate is over.
+
+    A machine whose terminate is over and which has not ended was given back: its operation says why. Raises NotFound.
+    """
     with hub.store.reading() as session:
         machine = rows.get(session, Machine, uuid)
         shown = _shown(session, [machine])[0]
-    return schemas.TerminateReply(**dict(shown), final_checkpoint_uuid=machine.final_checkpoint_uuid)
+        is_over = shown.status.is_final or unfinished(session, uuid, OperationKind.terminate) is None
+    return schemas.TerminateReply(**dict(shown), final_checkpoint_uuid=machine.final_checkpoint_uuid), is_over
 
 
 def index(

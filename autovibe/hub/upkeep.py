@@ -38,6 +38,7 @@ RENEWED_BELOW = timedelta(seconds=15)
 EVENTS_KEPT = timedelta(days=7)
 KEYS_KEPT = timedelta(hours=24)
 _FOLLOWERS = 8  # prompts that are asked at the same moment
+_ROUNDS = 16  # pieces of output that are fetched from one guest before another has its turn
 _FIRST_REST_SECONDS = 0.4
 _QUIET_SECONDS = 2.0  # how long a guest whose prompt writes nothing is left alone, at most
 _SILENT_SECONDS = 15.0  # how long one that does not answer
@@ -101,8 +102,10 @@ class Upkeep:
     def _follow(self, uuid: UUID) -> None:
         rest = self._rests.get(uuid, (0.0, 0.0))[0]
         try:
-            while (found := follow(self._hub, uuid)).is_behind and not self._closing.is_set():
-                pass
+            for _ in range(_ROUNDS):
+                found = follow(self._hub, uuid)
+                if not found.is_behind or self._closing.is_set():
+                    break
             # A question costs the guest a few processes: one that is quiet is asked less and less often.
             pause = _FIRST_REST_SECONDS if found.is_news else min(max(rest, _FIRST_REST_SECONDS) * 1.5, _QUIET_SECONDS)
         except Exception as error:

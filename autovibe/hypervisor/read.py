@@ -236,7 +236,7 @@ def guest_address(px: Proxmox, vmid: int, *, via: str, forward_host_port: int) -
     if via == "forward":
         return f"127.{1 + vmid // 65536 % 254}.{vmid // 256 % 256}.{vmid % 256}", forward_host_port
     try:
-        cards = px.get(f"nodes/{px.node}/qemu/{vmid}/agent/network-get-interfaces")["result"]
+        cards = _records(px.get(f"nodes/{px.node}/qemu/{vmid}/agent/network-get-interfaces").get("result"))
     except HypervisorRefused as error:
         if says(error, "agent is not running", "is not running", "got timeout"):
             raise NotYet(f"VM {vmid} does not tell its address yet") from error
@@ -245,10 +245,15 @@ def guest_address(px: Proxmox, vmid: int, *, via: str, forward_host_port: int) -
     best = sorted(cards, key=lambda card: str(card.get("hardware-address", "-")).lower() not in first)
     for family in (4, 6):
         for card in best:
-            for item in card.get("ip-addresses") or []:
+            for item in _records(card.get("ip-addresses")):
                 if (address := _global_address(str(item.get("ip-address", "")))) and address.version == family:
                     return str(address), 22
     raise NotYet(f"VM {vmid} has no address yet")
+
+
+def _records(told: Any) -> list[dict[str, Any]]:
+    """The objects of a list that a guest's agent told, which may be anything."""
+    return [item for item in told if isinstance(item, dict)] if isinstance(told, list) else []
 
 
 def _judge(px: Proxmox, upid: str, task: str, ending: str) -> None:

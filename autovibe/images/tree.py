@@ -137,6 +137,5 @@ class _Meter:
             self.expected += 3 * int(match[1])
         elif line.startswith(("Get:", "Unpacking ", "Setting up ")):
             self.seen += 1
-            phase = {"G": "fetching packages", "U": "unpacking packages", "S": "setting up packages"}[line[0]]
             done = self.seen / max(self.expected, TYPICAL_LINES)
-            self.progress(Progress(phase, 0.8 * min(done, 1.0)))
+            self.progress(Progress("installing packages", 0.8 * min(done, 1.0)))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from autovibe import schemas
-from autovibe.errors import OperationFailed
+from autovibe.errors import ConfigurationError, OperationFailed
 from autovibe.sdk.connection import Connection, canonical, order
 from autovibe.sdk.operations import Operations
 from autovibe.sdk.waiting import LONG_POLL_SECONDS, SHORTEST_POLL_SECONDS, Deadline, Watch, each
 from autovibe.types import MachineStatus
+
+if TYPE_CHECKING:
+    import fabric
+
+    from autovibe.settings import Settings
 
 Files = Mapping[str, str | schemas.FileContent | None]
 
@@ -168,6 +175,25 @@ class Machines:
         """Where OpenSSH reaches the machine, and its pinned host key."""
         return self._connection.get(schemas.MachineSsh, f"/machines/{canonical(uuid)}/ssh")
 
+    def connect(
+        self, machine: schemas.Machine | UUID | str, *, key_file: str | Path | None = None
+    ) -> fabric.Connection:
+        """A fabric Connection to the machine, which knows its pinned host key and no other; close it, or use `with`.
+
+        It logs in with the Hub's key, so it is there where the Hub's home is (or `key_file`), and fabric with the extra
+        'hub'. Raises ConfigurationError without either. Opening it raises GuestUnreachable when the machine does not
+        answer, refuses the key, or shows another host key.
+        """
+        try:
+            from autovibe.sdk.ssh import MachineConnection
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                "A connection to a machine needs fabric; install it with: pip install 'autovibe[hub]'"
+            ) from error
+        key = readable_key_file() if key_file is None else Path(key_file)
+        uuid = machine.uuid if isinstance(machine, schemas.Machine) else machine
+        return MachineConnection(self.ssh(uuid), key)
+
     def checkpoint(
         self,
         uuid: UUID | str,
@@ -216,6 +242,19 @@ class Machines:
                         raise
             time.sleep(0 if machine.status.is_final else SHORTEST_POLL_SECONDS)
             machine = Deadline(None).poll(self.get, machine.uuid)
+
+
+def readable_key_file(settings: Settings | None = None) -> Path:
+    """The Hub's SSH key. Raises ConfigurationError where it is not: on another computer, or for another user."""
+    from autovibe.settings import load
+
+    settings = settings or load()
+    key = settings.ssh_key_file or settings.hub_home / "ssh" / "id_ed25519"
+    if not os.access(key, os.R_OK):
+        raise ConfigurationError(
+            f"'{key}' cannot be read: SSH to a machine works where the Hub's home is. Elsewhere use: autovibe machine exec"
+        )
+    return key
 
 
 def _is_there(machine: schemas.Machine, until: Literal["ready", "finished"]) -> bool:

@@ -26,9 +26,10 @@ WORKFLOWS: dict[str, Workflow] = {
 STEPS: dict[str, tuple[Step, ...]] = {kind: workflow.steps for kind, workflow in WORKFLOWS.items()}
 
 
-def steps_of(kind: str) -> list[str]:
-    """The names of a kind's steps, in order."""
-    return [step.name for step in STEPS[kind]]
+def steps_of(kind: str, *, with_checkpoint: bool = True) -> list[str]:
+    """The names of a kind's steps, in order; `with_checkpoint` says whether a terminate makes a final one."""
+    left_out = terminate.CHECKPOINT_STEPS if kind == "terminate" and not with_checkpoint else ()
+    return [step.name for step in STEPS[kind] if step.name not in left_out]
 
 
 class Workflows:

@@ -24,13 +24,14 @@ from autovibe.store import rows
 from autovibe.store.trees import EMPTY_ROOT
 from autovibe.types import ArtefactKind, CheckpointStatus, CheckpointType, Entry, MachineStatus, OperationKind
 from autovibe.workflows import vms
-from autovibe.workflows.engine import Repeat, Step, Workflow, end_in
+from autovibe.workflows.engine import FOREVER, Repeat, Step, Workflow, end_in
 from autovibe.workflows.world import World
 
 _log = logging.getLogger(__name__)
 
 WATCHDOG_SECONDS = 120
 SCAN_DEADLINE = 1800.0
+SCAN_PATIENCE = 300.0  # longer than a watchdog a predecessor left; a guest that is silent after that is gone
 _ROUNDS = 3
 _ENTRIES_A_LOOK = 2000  # between two looks at whether the process closes
 
@@ -211,11 +212,16 @@ def resume(session: Session, machine: Machine, taken: MachineStatus) -> None:
 
 
 def make_failed(session: Session, operation: Operation, error: AutovibeError) -> None:
-    """Mark the checkpoint's row, if it was not made."""
+    """Mark the checkpoint's row, if it was not made: it has no files, and its label is free for the next try."""
     checkpoint = session.get(Checkpoint, checkpoint_uuid(operation))
     if checkpoint is not None and checkpoint.status == CheckpointStatus.creating:
         checkpoint.status = CheckpointStatus.failed
         checkpoint.error_message = error.message
+        checkpoint.root_digest = checkpoint.times_digest = None
+        checkpoint.file_count = checkpoint.size_bytes = checkpoint.unique_bytes = 0
+        if checkpoint.label is not None:
+            checkpoint.details = {**checkpoint.details, "label": checkpoint.label}
+            checkpoint.label = None
         session.add(checkpoint)
         rows.record(session, "checkpoint.status", checkpoint.uuid, checkpoint.project_uuid, status=checkpoint.status)
 
@@ -233,9 +239,9 @@ def fail(world: World, operation_uuid: UUID, error: AutovibeError, pending: str)
 
 WORKFLOW = Workflow(
     steps=(
-        Step("scan", scan, undo=thaw, deadline=SCAN_DEADLINE, is_patient=True),
+        Step("scan", scan, undo=thaw, deadline=SCAN_DEADLINE, patience=SCAN_PATIENCE),
         Step("snapshot", snapshot, undo=drop_snapshot),
-        Step("release", release, is_patient=True),
+        Step("release", release, patience=FOREVER),
         Step("record", record),
     ),
     fail=fail,

@@ -39,6 +39,7 @@ _PAUSE = 0.25  # seconds between two calls of a step that waits
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0  # seconds between two tries while a part does not answer
 _UNDO_ATTEMPTS = 6  # of an undo that fails for another reason than that
 _UNDO_PATIENCE = 1800.0  # seconds an undo waits for something that answers but is not there yet
+FOREVER = float("inf")
 
 Do = Callable[[World, UUID], None]
 
@@ -51,7 +52,7 @@ class Step:
     do: Do
     undo: Do | None = None
     deadline: float | Callable[[World], float] = 300.0
-    is_patient: bool = False  # tries as long as a part does not answer, whatever `World.patience` says
+    patience: float | None = None  # seconds it tries while a part does not answer; None means `World.patience`
     explain: Callable[[World, UUID], str] | None = None
 
 
@@ -131,7 +132,7 @@ def _persist(durable: Durable, world: World, workflow: Workflow, number: int, op
         except Unavailable as error:
             moment = time.monotonic()
             silent_since = silent_since or moment
-            limit = silent_since + world.patience if not step.is_patient else float("inf")
+            limit = silent_since + (world.patience if step.patience is None else step.patience)
             if moment >= min(limit, (begun_at or moment) + allowed):
                 raise
             _log.info("Step '%s' of %s tries again: %s", step.name, operation_uuid, error.message)
@@ -151,7 +152,10 @@ def _explained(step: Step, world: World, operation_uuid: UUID) -> str:
 
 
 def _begin(world: World, workflow: Workflow, number: int, operation_uuid: UUID) -> float:
-    """Record that the step begins. Returns how many seconds ago it began, when it was begun before a crash."""
+    """Record that the step begins. Returns how many seconds ago it began, when it was begun before a crash.
+
+    A step that is none of the operation's own `steps` has nothing to do, and nobody is told of it.
+    """
     step = workflow.steps[number]
     with world.store.transaction() as session:
         operation = rows.get(session, Operation, operation_uuid)
@@ -160,11 +164,14 @@ def _begin(world: World, workflow: Workflow, number: int, operation_uuid: UUID) 
         machine = _machine_of(session, operation) if workflow.heeds_wanted else None
         if machine is not None:
             _refuse_unwanted(machine)
+        steps = operation.steps or [known.name for known in workflow.steps]
+        if step.name not in steps:
+            return 0.0
         if operation.step == step.name:
             return _begun_ago(session, operation)
         operation.status = OperationStatus.running
         operation.step = step.name
-        operation.progress = f"{number + 1} of {len(workflow.steps)}: {step.name}"
+        operation.progress = f"{steps.index(step.name) + 1} of {len(steps)}: {step.name}"
         session.add(operation)
         if machine is not None:
             machine.progress = operation.progress

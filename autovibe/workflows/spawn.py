@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import select
+from sqlmodel import col, select
 
 from autovibe.domain import Allotment, HubKey, Machine, Operation
 from autovibe.domain.columns import now
@@ -147,9 +147,25 @@ def reach(world: World, operation_uuid: UUID) -> None:
             state = "gone" if vm is None else vm.status
             raise OperationFailed(f"VM {vmid} of machine '{machine.name}' is {state} instead of booting.")
     host, port = read.guest_address(world.proxmox, vmid, via=world.ssh_via, forward_host_port=world.forward_port)
+    _require_own(world, machine, host, port)
     host_key = world.guests.reach(host, port, world.guest_user)
     _pin(world, machine.uuid, address=host, port=port, host_key=host_key)
     world.asked_at.pop(operation_uuid, None)
+
+
+def _require_own(world: World, machine: Machine, host: str, port: int) -> None:
+    """Raises NotYet while the address is another machine's: a hostile guest may tell any as its own."""
+    with world.store.reading() as session:
+        other = session.exec(
+            select(Machine.name).where(
+                Machine.address == host,
+                Machine.port == port,
+                Machine.uuid != machine.uuid,
+                col(Machine.ended_at).is_(None),
+            )
+        ).first()
+    if other is not None:
+        raise NotYet(f"The guest tells {host}:{port} as its address, which is that of machine '{other}'")
 
 
 def _pin(world: World, machine_uuid: UUID, **values: Any) -> None:

@@ -1,8 +1,9 @@
 """Terminate: a machine ends, after a last checkpoint where one is asked for; its VM goes, or stays to hold checkpoints.
 
 It waits until the machine's other operation is over (a spawn backs out by itself, see `wanted`). A machine that has
-ended already is no fault: every step then has nothing to do. Until the VM is stopped a failure gives the machine back;
-after that the workflow goes on trying as long as the hypervisor does not answer.
+ended already is no fault: every step then has nothing to do. Until the VM is stopped a failure gives the machine back:
+who asked for a last checkpoint does not lose what it would have held, and can terminate without one. After that the
+workflow goes on trying as long as the hypervisor does not answer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from autovibe.hypervisor import change
 from autovibe.store import rows
 from autovibe.types import ArtefactKind, CheckpointStatus, CheckpointType, MachineStatus, OperationKind, OperationStatus
 from autovibe.workflows import checkpoint, vms
-from autovibe.workflows.engine import Do, Step, Workflow, end_in
+from autovibe.workflows.engine import FOREVER, Do, Step, Workflow, end_in
 from autovibe.workflows.world import World
 
 HOLDER_TAG = "autovibe-checkpoints"
@@ -33,6 +34,8 @@ def take(world: World, operation_uuid: UUID) -> None:
     """Make the machine `terminating`, which only this operation then leaves."""
     with world.store.transaction() as session:
         operation = rows.get(session, Operation, operation_uuid)
+        # Held, or on PostgreSQL a checkpoint could be accepted between the look and the change.
+        session.exec(select(Machine.uuid).where(Machine.uuid == operation.object_uuid).with_for_update()).first()
         machine = rows.get(session, Machine, operation.object_uuid)
         status = machine.status
         if status in _TAKEN_FROM:
@@ -41,7 +44,7 @@ def take(world: World, operation_uuid: UUID) -> None:
             session.add(machine)
             rows.record(session, "machine.status", machine.uuid, machine.project_uuid, status=str(machine.status))
         is_taken = status not in _BUSY and not _is_other_terminating(session, operation)
-        if is_taken and status != MachineStatus.terminated and operation.order.get("create_checkpoint"):
+        if is_taken and operation.order.get("create_checkpoint"):
             _create_checkpoint(session, operation, machine)
     if not is_taken:
         if vms.is_due(world, operation_uuid, 5.0):
@@ -62,9 +65,12 @@ def _is_other_terminating(session: Session, operation: Operation) -> bool:
 
 
 def _create_checkpoint(session: Session, operation: Operation, machine: Machine) -> None:
-    """The row of the final checkpoint, unless the hub or an earlier call made it. A machine that never ran has none."""
+    """The row of the final checkpoint, unless the hub or an earlier call made it. A machine that never ran has none,
+    and neither has one that ended before this operation's turn came.
+    """
     if machine.host_key is None or machine.status != MachineStatus.terminating:
         operation.order = {**operation.order, "create_checkpoint": False}
+        operation.steps = [name for name in operation.steps if name not in CHECKPOINT_STEPS]
         session.add(operation)
         return
     named = checkpoint.checkpoint_uuid(operation) if "checkpoint_uuid" in operation.order else uuid4()
@@ -156,7 +162,9 @@ def mark(world: World, operation_uuid: UUID) -> None:
 
 
 def fail(world: World, operation_uuid: UUID, error: AutovibeError, pending: str) -> None:
-    """Before the VM was stopped the machine goes on; after that it has failed, and its VM may still be there."""
+    """Before the VM was stopped the machine goes on; after that it has failed, and its VM may still be there: another
+    terminate then tries again.
+    """
     with world.store.transaction() as session:
         operation = rows.get(session, Operation, operation_uuid)
         machine = rows.get(session, Machine, operation.object_uuid)
@@ -173,17 +181,26 @@ def fail(world: World, operation_uuid: UUID, error: AutovibeError, pending: str)
     world.asked_at.pop(operation_uuid, None)
 
 
-_DAY, _SCAN = 86400.0, checkpoint.SCAN_DEADLINE
+_DAY = 86400.0
+
+CHECKPOINT_STEPS = ("scan", "snapshot", "release", "record")
+"""What only a terminate with a final checkpoint does."""
 
 WORKFLOW = Workflow(
     steps=(
         Step("take", take, deadline=_DAY),
-        Step("scan", _when_asked(checkpoint.scan), undo=_when_asked(checkpoint.thaw), deadline=_SCAN, is_patient=True),
+        Step(
+            "scan",
+            _when_asked(checkpoint.scan),
+            undo=_when_asked(checkpoint.thaw),
+            deadline=checkpoint.SCAN_DEADLINE,
+            patience=checkpoint.SCAN_PATIENCE,
+        ),
         Step("snapshot", _when_asked(checkpoint.snapshot), undo=_when_asked(checkpoint.drop_snapshot)),
-        Step("release", _when_asked(checkpoint.release), is_patient=True),
+        Step("release", _when_asked(checkpoint.release), patience=FOREVER),
         Step("record", _when_asked(record)),
-        Step("stop", stop, deadline=_DAY, is_patient=True),
-        Step("remove", remove, deadline=_DAY, is_patient=True),
+        Step("stop", stop, deadline=_DAY, patience=FOREVER),
+        Step("remove", remove, deadline=_DAY, patience=FOREVER),
         Step("mark", mark),
     ),
     fail=fail,

@@ -176,6 +176,10 @@ def added(path: bytes, size: int = 1) -> Change:
             [added(b"/etc/a"), added(b"/etc/b"), added(b"/srv/c")],
             "3 changes: 3 added, 0 modified, 0 deleted (+3 B); mostly /etc/ (2)",
         ),
+        (
+            [added(b"/w/\x1b[2J\n/a"), added(b"/w/\x1b[2J\n/b"), added(b"/w/c")],
+            r"3 changes: 3 added, 0 modified, 0 deleted (+3 B); mostly \x1b[2J\n/ (2)",
+        ),
     ],
 )
 def test_the_summary_is_one_stable_line(changes: list[Change], summary: str) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 
+from autovibe.api.log import _Redacting
 from autovibe.api.requests import BODY_LIMIT
 from autovibe.errors import CLASSES
 from autovibe.hub import projects
@@ -148,6 +149,33 @@ def test_a_crash_is_500_and_the_log_holds_the_traceback(
     assert "secret detail" not in answer.text
     assert "secret detail" in caplog.text
     assert "Traceback" in caplog.text
+
+
+def test_what_a_client_sends_looks_like_no_line_of_the_log(served: Served) -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "told %s", ("\x1b[2J\r\n2026-01-01 INFO forged\x9b",), None)
+    text = _Redacting(["topsecret"]).format(record)
+    assert text.endswith("told \\x1b[2J\\x0d\n    2026-01-01 INFO forged\\x9b")
+    error_of(served.http.get("/machines/%0a%1b[2J"), 400, "INVALID_REQUEST")
+    error_of(served.http.get(f"/machines/{NOWHERE}/logs", headers={"Last-Event-ID": b"\xb2"}), 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/machines", {"prompt": "\ud800"}),
+        ("/machines", {"file_modifications": {"/workspace/\ud800": "x"}}),
+        ("/machines", {"file_modifications": {"/workspace/a": "\ud800"}}),
+        ("/machines", {"\ud800": 1}),
+        (f"/machines/{NOWHERE}/exec", {"argv": ["\ud800"]}),
+        (f"/machines/{NOWHERE}/exec", {"script": "true", "env": {"A": "\ud800"}}),
+        (f"/machines/{NOWHERE}/exec", {"script": "true", "env": {"\ud800": "a"}}),
+        (f"/machines/{NOWHERE}/terminate", {"reason": "\ud800"}),
+    ],
+)
+def test_text_that_is_no_unicode_is_400(served: Served, path: str, body: dict[str, object]) -> None:
+    whole = {"project_uuid": str(NOWHERE), **body} if path == "/machines" else body
+    answer = served.http.post(path, content=json.dumps(whole), headers={"Content-Type": "application/json"})
+    error_of(answer, 400, "INVALID_REQUEST")
 
 
 def test_a_request_id_that_is_none_is_replaced(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -310,6 +311,20 @@ def test_of_two_checkpoints_at_once_one_is_made(served: Served) -> None:
 )
 def test_a_bad_exec_is_refused(served: Served, order: dict[str, Any]) -> None:
     error_of(served.post(f"/machines/{served.machine()}/exec", order), 400, "INVALID_REQUEST")
+
+
+def test_a_command_that_finds_no_thread_within_its_time_is_refused(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = {"argv": ["true"], "timeout_seconds": 0.2}
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(served.hub, "conversations", pool)
+        busy = pool.submit(free.wait, 20)
+        answer = served.post(f"/machines/{served.machine()}/exec", order)
+        free.set()
+        assert busy.result()
+    assert "fewer" in error_of(answer, 409, "RESOURCE_LIMIT_EXCEEDED").message
 
 
 def test_exec_needs_a_machine_that_can_be_reached(served: Served) -> None:

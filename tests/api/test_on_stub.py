@@ -176,6 +176,9 @@ def test_checkpoints_are_made_compared_branched_and_waited_for(stubbed: Served) 
     assert (final["type"], final["status"]) == ("final", "ready")
     again = stubbed.post(f"/machines/{branch['uuid']}/terminate").json()
     assert again["final_checkpoint_uuid"] == final["uuid"]
+    heir = stubbed.post(f"/checkpoints/{final['uuid']}/spawn", {}, wait=120).json()
+    assert heir["status"] == "active", heir
+    assert run(stubbed, schemas.Machine(**heir), "cat a").stdout == "one\n"
 
 
 def test_output_beyond_the_limit_is_not_kept(stubbed: Served, monkeypatch: pytest.MonkeyPatch) -> None:

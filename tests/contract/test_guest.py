@@ -13,16 +13,30 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 import pytest
 
-from autovibe.errors import GuestCommandFailed, GuestUnreachable, InvalidRequest, NotFound, NotYet
-from autovibe.guest import Address, File, Guests, Script, agent, checked_path, fingerprint, generate_key, identity, scan
+from autovibe.errors import GuestCommandFailed, GuestUnreachable, InvalidRequest, LimitExceeded, NotFound, NotYet
+from autovibe.guest import (
+    Address,
+    File,
+    Guests,
+    Result,
+    Script,
+    agent,
+    checked_path,
+    fingerprint,
+    generate_key,
+    identity,
+    scan,
+)
 from autovibe.node.qemu import forward_address
+from tests.stub.node import free_port
 from tests.stub.qemu import StubQemu, make_base_tree
 
-PORT = 24011
+PORT = free_port()  # each worker of the suite has its own
 VMIDS = iter(range(24100, 24199))
 
 
@@ -213,6 +227,38 @@ def test_many_commands_at_once(guests: Guests, machine: Machine) -> None:
             pool.map(lambda n: guests.exec(machine.address, ["sh", "-c", f"sleep 0.3; echo {n}"]), range(48))
         )
     assert [int(result.stdout) for result in results] == list(range(48))
+
+
+def test_who_finds_every_channel_taken_waits_for_one_and_is_told_when_none_comes(
+    home: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autovibe.guest.pool._MOST_LINKS", 1)
+    pool = Guests(home / "key")
+    with ThreadPoolExecutor(4) as threads:
+        slow = [threads.submit(pool.exec, machine.address, ["sleep", "1.5"]) for _ in range(4)]
+        time.sleep(0.7)
+        with pytest.raises(LimitExceeded, match="runs 4 commands"):
+            pool.exec(machine.address, ["true"], timeout_seconds=0.2)
+        assert pool.exec(machine.address, ["true"]).exit_status == 0
+        assert [one.result().exit_status for one in slow] == [0] * 4
+    pool.close()
+
+
+def test_while_a_guest_is_held_others_wait(home: Path, machine: Machine) -> None:
+    pool = Guests(home / "key")
+    pool.pin(machine.address, 60)
+    with pytest.raises(LimitExceeded, match="held still"):
+        pool.exec(machine.address, ["true"], timeout_seconds=0.2)
+    assert pool.exec(machine.address, ["true"], is_holder=True).exit_status == 0
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(pool.exec, machine.address, ["true"])
+        time.sleep(0.2)
+        assert not other.done()
+        pool.unpin(machine.address)
+        assert other.result(10).exit_status == 0
+    pool.pin(machine.address, 0.1)  # a holder that never came back
+    assert pool.exec(machine.address, ["true"], timeout_seconds=10).exit_status == 0
+    pool.close()
 
 
 def test_another_host_key_is_refused_by_name(home: Path, guests: Guests, machine: Machine) -> None:
@@ -482,6 +528,7 @@ def test_an_unchanged_file_is_not_read_again(guests: Guests, own_machine: Machin
 
 
 ENDED = (b".", 0, b"", b"", b'{"entries":%d}')
+DEEP = b"[" * 60_000
 
 
 def stream_of(*records: tuple[bytes, int, bytes, bytes, bytes], count: int | None = None) -> bytes:
@@ -518,6 +565,7 @@ def test_a_stream_is_read_in_pieces_of_any_size() -> None:
         scan.MAGIC + b"not zlib",
         stream_of(FOLDER, ENTRY),
         stream_of(FOLDER, ENTRY, ENDED, count=1),
+        scan.MAGIC + zlib.compress(scan._HEAD.pack(b".", 0, 0, 0, 0, 0, 0, 0, len(DEEP)) + DEEP),
         stream_of(FOLDER, ENTRY, ENDED)[:-8],
         stream_of(FOLDER, ENTRY, ENDED, ENTRY),
         stream_of(FOLDER, ENTRY, ENDED) + b"more",
@@ -544,6 +592,18 @@ def test_a_hostile_stream_is_refused(data: bytes) -> None:
         parsed(data)
 
 
+@pytest.mark.parametrize(
+    "said", [b"[" * 60_000, b"\xff", b"[]", b'{"host_key":"ssh-ed25519 AAAA\\n* ssh-ed25519 BBBB"}']
+)
+def test_a_hostile_answer_is_refused(said: bytes) -> None:
+    class Hostile:
+        def exec(self, *_: object, **__: object) -> Result:
+            return Result(0, said, b"", False, 1)
+
+    with pytest.raises(GuestCommandFailed):
+        identity.identify(cast(Guests, Hostile()), Address("127.0.0.1", 22, "agent", "k"), "m", machine_uuid="u")
+
+
 def test_a_scan_that_fails_says_so(guests: Guests, own_machine: Machine) -> None:
     broken = scan.Profile("broken", ("/workspace",), (), index="/proc/none/index")
     with pytest.raises(GuestCommandFailed, match="scan"):
@@ -554,7 +614,7 @@ def test_hold_and_release_and_the_watchdog(guests: Guests, own_machine: Machine)
     address = own_machine.address
     scan.hold(guests, address, token="a", watchdog_seconds=60)
     scan.hold(guests, address, token="a", watchdog_seconds=60)
-    assert guests.exec(address, ["true"]).exit_status == 0
+    assert guests.exec(address, ["true"], is_holder=True).exit_status == 0
     assert scan.release(guests, address, "a")
     assert not scan.release(guests, address, "a")
     scan.hold(guests, address, token="b", watchdog_seconds=0.3)

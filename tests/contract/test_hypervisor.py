@@ -491,3 +491,7 @@ def test_the_guests_own_address(scripted: Callable[..., Scripted]) -> None:
     state["agent"] = (200, "OK", f'{{"data":{{"result":{cards}}}}}'.encode())
     assert read.guest_address(px, 9001, via="address", forward_host_port=0) == ("10.1.2.3", 22)
     assert read.guest_address(px, 9001, via="forward", forward_host_port=8007) == ("127.1.35.41", 8007)
+    for told in ('"x"', "null", '["x", 1]', '[{"ip-addresses":"x"}]', '[{"ip-addresses":[1,null]}]'):
+        state["agent"] = (200, "OK", f'{{"data":{{"result":{told}}}}}'.encode())
+        with pytest.raises(NotYet):
+            read.guest_address(px, 9001, via="address", forward_host_port=0)

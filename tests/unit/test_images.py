@@ -190,8 +190,8 @@ def test_progress_follows_what_apt_and_dpkg_say() -> None:
     for number in range(300):
         meter(f"Setting up p{number} (1) ...\n")
     assert [each.fraction for each in told] == sorted(each.fraction for each in told)
-    assert told[0].phase == "fetching packages"
-    assert told[-1].phase == "setting up packages"
+    assert told[0].phase == "installing packages"
+    assert told[-1].phase == "installing packages"
     assert told[-1].fraction == pytest.approx(0.8)
 
 

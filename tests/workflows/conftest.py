@@ -145,7 +145,7 @@ class LiveHub(Rows):
 
     def terminate(self, machine: UUID, **order: Any) -> Operation:
         machines.terminate(self.hub, ACTOR, machine, schemas.TerminateOrder(**order))
-        return self.operation(object_uuid=machine, kind="terminate")
+        return max(self.all(Operation, object_uuid=machine, kind="terminate"), key=lambda found: found.created_at)
 
     def terminated(self, machine: UUID, **order: Any) -> Machine:
         operation = self.await_end(self.terminate(machine, **order).uuid)

@@ -55,17 +55,19 @@ class Bench:
         with world.store.transaction() as session:
             end_in(session, operation_uuid, None)
 
-    def start(self, *steps: Step, heeds_wanted: bool = False, machine_uuid: UUID | None = None) -> UUID:
+    def start(
+        self, *table_steps: Step, heeds_wanted: bool = False, machine_uuid: UUID | None = None, **row: Any
+    ) -> UUID:
         given: dict[str, Any] = dict.fromkeys(World.__dataclass_fields__, None)
         for name in ("check", "is_parking", "yield_turn", "tasks", "asked_at", "boot_deadline", "provision_deadline"):
             del given[name]
         world = World(**{**given, "store": self.store, "patience": 0.4})
         durable = Durable(f"sqlite:///{self.directory / 'durable.db'}", home=self.directory, workers=2, host="bench")
-        table = Workflow((*steps, Step("mark", self.succeed)), self.fail, heeds_wanted=heeds_wanted)
+        table = Workflow((*table_steps, Step("mark", self.succeed)), self.fail, heeds_wanted=heeds_wanted)
         workflows = Workflows(world, durable, {"test": table})
         durable.launch()
         self.durable = durable
-        operation = Operation(kind="test", object_uuid=machine_uuid or uuid4(), machine_uuid=machine_uuid)
+        operation = Operation(kind="test", object_uuid=machine_uuid or uuid4(), machine_uuid=machine_uuid, **row)
         with self.store.transaction() as session:
             session.add(operation)
         workflows.start(operation.uuid, "test")
@@ -108,6 +110,20 @@ def test_steps_run_in_order_and_leave_a_trace(bench: Bench) -> None:
     with bench.store.reading() as session:
         events = session.exec(select(Event).where(Event.object_uuid == operation.uuid).order_by(Event.id)).all()  # type: ignore[arg-type]
     assert [event.body.get("step") for event in events] == ["one", "two", "mark", None]
+
+
+def test_a_step_that_an_operation_leaves_out_is_not_announced(bench: Bench) -> None:
+    operation = bench.run(Step("one", bench.says("one")), Step("two", bench.says("two")), steps=["two", "mark"])
+    assert (operation.status, operation.steps) == ("succeeded", ["two", "mark"])
+    with bench.store.reading() as session:
+        events = session.exec(select(Event).where(Event.object_uuid == operation.uuid).order_by(Event.id)).all()  # type: ignore[arg-type]
+    assert [event.body.get("step") for event in events] == ["two", "mark", None]
+
+
+def test_what_a_guest_said_fits_into_every_table(bench: Bench) -> None:
+    operation = bench.run(Step("one", bench.raises(OperationFailed("It said '\x00\x1b[31m\ud800\nbye'."))))
+    assert operation.error is not None
+    assert operation.error["message"] == "It said '��[31m�\nbye'."
 
 
 def test_what_is_not_yet_is_asked_again(bench: Bench) -> None:

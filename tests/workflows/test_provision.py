@@ -23,6 +23,7 @@ import pytest
 from autovibe import provision
 from autovibe.assets import asset
 from autovibe.errors import ConfigurationError
+from tests.stub.node import free_port
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "/usr/sbin/sshd"
 PATIENCE = 60.0
@@ -43,17 +44,6 @@ class Server:
 def keygen(path: Path) -> str:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], check=True)
     return path.with_suffix(".pub").read_text().strip()
-
-
-def free_port() -> int:
-    for port in range(23100, 23900):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("No port between 23100 and 23900 is free.")
 
 
 @pytest.fixture(scope="module")

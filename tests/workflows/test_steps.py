@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from autovibe import schemas, workflows
+from autovibe import workflows
 from autovibe.domain import Allotment, Checkpoint, Machine, Operation, Project
 from autovibe.domain.checkpoint import snapshot_name
 from autovibe.errors import NotYet, OperationFailed
@@ -21,9 +21,10 @@ from autovibe.hypervisor import change, read
 from autovibe.node import serve
 from autovibe.types import Entry
 from autovibe.workflows import Step, Workflow, World, steps_of
+from autovibe.workflows import spawn as spawning
 from tests.stub import node as stub_node
 from tests.stub.node import StubNode
-from tests.workflows.conftest import ACTOR, NOTHING, LiveHub, make_project
+from tests.workflows.conftest import NOTHING, LiveHub, make_project
 
 MakeHub = Callable[..., LiveHub]
 
@@ -152,13 +153,14 @@ def test_a_failure_at_any_step_of_a_checkpoint_gives_the_machine_back(
     before = live.inventory()
     for step in steps_of("checkpoint")[:-1]:
         fault.step = step
-        operation = live.await_end(live.checkpoint(machine.uuid).uuid)
+        operation = live.await_end(live.checkpoint(machine.uuid, label="again").uuid)
         assert (operation.status, live.inventory() - before) == ("failed", NOTHING)
         checkpoint = live.get(Checkpoint, operation.object_uuid)
         assert (checkpoint.status, checkpoint.error_message) == ("failed", f"Fault at '{step}'.")
+        assert (checkpoint.root_digest, checkpoint.file_count, checkpoint.size_bytes) == (None, 0, 0)
         assert live.get(Machine, machine.uuid).status == "active"
     fault.step = ""
-    assert live.await_end(live.checkpoint(machine.uuid).uuid).status == "succeeded"
+    assert live.await_end(live.checkpoint(machine.uuid, label="again").uuid).status == "succeeded"
 
 
 def test_a_terminate_whose_checkpoint_fails_gives_the_machine_back(
@@ -174,9 +176,29 @@ def test_a_terminate_whose_checkpoint_fails_gives_the_machine_back(
     assert (operation.status, live.inventory() - before) == ("failed", NOTHING)
     given_back = live.get(Machine, machine.uuid)
     assert (given_back.status, given_back.wanted) == ("active", "running")
+    assert machines.show_terminated(live.hub, machine.uuid)[1]  # nobody goes on waiting for it
     fault.step = ""
-    machines.terminate(live.hub, ACTOR, machine.uuid, schemas.TerminateOrder())
-    eventually(lambda: live.get(Machine, machine.uuid).status == "terminated")
+    operation = live.await_end(live.terminate(machine.uuid).uuid)
+    assert operation.steps == ["take", "stop", "remove", "mark"]
+    assert live.get(Machine, machine.uuid).status == "terminated"
+
+
+def test_a_machine_that_failed_to_end_can_be_terminated_again(
+    make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault()
+    rewrite(monkeypatch, "terminate", fault.put)
+    live = make_hub()
+    before = live.inventory()
+    machine = live.spawned()
+    fault.step = "stop"
+    assert live.await_end(live.terminate(machine.uuid).uuid).status == "failed"
+    failed = live.get(Machine, machine.uuid)
+    assert (failed.status, failed.error_message) == ("failed", "Fault at 'stop'.")
+    assert live.inventory() - before != NOTHING
+    fault.step = ""
+    assert live.terminated(machine.uuid, create_checkpoint=True).final_checkpoint_uuid is None
+    assert live.inventory() - before == NOTHING
 
 
 # What the world does to a spawn
@@ -249,10 +271,22 @@ def test_a_terminate_reaches_a_spawn(make_hub: MakeHub, node: StubNode, monkeypa
     before = live.inventory()
     spawn = live.spawn()
     eventually(lambda: live.get(Operation, spawn.uuid).step == "reach")
-    ended = live.terminated(spawn.object_uuid)
-    assert (ended.status, ended.error_message) == ("terminated", None)
+    ended = live.terminated(spawn.object_uuid, create_checkpoint=True)
+    assert (ended.status, ended.error_message, ended.final_checkpoint_uuid) == ("terminated", None, None)
     assert live.await_end(spawn.uuid).status == "failed"
     assert live.inventory() - before == NOTHING
+
+
+def test_a_guest_cannot_tell_another_machines_address_as_its_own(live: LiveHub) -> None:
+    owner = live.spawned()
+    other = Machine(name="other", type="shell", project_uuid=owner.project_uuid)
+    assert owner.address is not None
+    assert owner.port is not None
+    with pytest.raises(NotYet, match=owner.name):
+        spawning._require_own(live.hub.workflows.world, other, owner.address, owner.port)
+    spawning._require_own(live.hub.workflows.world, owner, owner.address, owner.port)
+    live.terminated(owner.uuid)
+    spawning._require_own(live.hub.workflows.world, other, owner.address, owner.port)
 
 
 def test_a_node_that_is_away_delays_the_cleanup_until_it_is_back(

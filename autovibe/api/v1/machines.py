@@ -93,15 +93,19 @@ async def terminate(
     order: schemas.TerminateOrder | None = None,
     wait: Wait = None,
 ) -> schemas.TerminateReply:
-    """End a machine, with a final checkpoint where asked. A machine that has ended is answered as it is."""
+    """End a machine, with a final checkpoint where asked. A machine that has ended is answered as it is.
+
+    Where the final checkpoint fails the machine goes on; its operation says why.
+    """
     await run_in_threadpool(machines.terminate, hub, actor, machine_uuid, order or schemas.TerminateOrder(), once)
-    return await until(
+    machine, _ = await until(
         hub,
         [machine_uuid],
         lambda: machines.show_terminated(hub, machine_uuid),
-        lambda machine: machine.status.is_final,
+        lambda found: found[1],
         seconds_to_wait(wait),
     )
+    return machine
 
 
 @router.post("/machines/{machine_uuid}/checkpoint", status_code=201)
@@ -136,7 +140,7 @@ async def exec_in_guest(hub: HubHere, machine_uuid: UUID, order: schemas.ExecOrd
         lambda is_free: is_free,
         order.timeout_seconds,
     )
-    return await converse(hub, lambda: machines.exec(hub, machine_uuid, order))
+    return await converse(hub, lambda: machines.exec(hub, machine_uuid, order), order.timeout_seconds)
 
 
 @router.get("/machines/{machine_uuid}/ssh")
@@ -171,7 +175,7 @@ async def logs(
             seconds_to_wait(wait),
         )
     is_sse = "text/event-stream" in accept.lower()
-    begin = int(last_event_id) if is_sse and last_event_id.isdigit() and len(last_event_id) < 19 else offset
+    begin = int(last_event_id) if is_sse and last_event_id.isdecimal() and len(last_event_id) < 19 else offset
     await run_in_threadpool(machines.show, hub, machine_uuid)  # an unknown machine is a 404, not an empty stream
     chunks = following.chunks(hub, machine_uuid, begin, request)
     return StreamingResponse(

@@ -151,7 +151,12 @@ def image(settings: Settings) -> list[Check]:
 def ssh(settings: Settings) -> list[Check]:  # noqa: ARG001
     if shutil.which("ssh") is None:
         return [
-            Check("ssh", "warn", "no OpenSSH client; only 'machine ssh' needs it", prepare.apt_line(["openssh-client"]))
+            Check(
+                "ssh",
+                "warn",
+                "no OpenSSH client; 'machine ssh' uses one of its own",
+                prepare.apt_line(["openssh-client"]),
+            )
         ]
     return [Check("ssh", "ok", "OpenSSH client for 'machine ssh'")]
 

@@ -30,7 +30,15 @@ def show(json: Json = False) -> None:
         return output.print_json({"config_file": settings.home / "config.toml", "settings": rows})
     output.table(
         ("setting", "value", "from", "what it is"),
-        ((row["name"], row["value"], row["source"], row["description"]) for row in rows),
+        (
+            (
+                row["name"],
+                str(row["value"]).lower() if isinstance(row["value"], bool) else row["value"],
+                row["source"],
+                row["description"],
+            )
+            for row in rows
+        ),
         empty="",
     )
     return None

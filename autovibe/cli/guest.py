@@ -56,11 +56,18 @@ def print_log(client: Client, uuid: UUID, *, follow: bool, resume: str) -> None:
 
 def exec_(
     machine: Machine,
-    argv: Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND…", help="The command and its arguments.")] = None,
+    argv: Annotated[
+        list[str] | None, typer.Argument(metavar="-- COMMAND…", help="The command and its arguments.")
+    ] = None,
     script: Annotated[str | None, typer.Option(help="Run a bash script instead; '-' reads it from stdin.")] = None,
     cwd: Annotated[str | None, typer.Option(help="The directory it runs in; default: /workspace.")] = None,
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set a variable in its environment; may be given again.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End it after so long, with exit status 124.")] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Set a variable in its environment; may be given again."),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="End it after so long, with exit status 124.")
+    ] = None,
     user: Annotated[str | None, typer.Option(help="The user it runs as; default: agent.")] = None,
     json: Json = False,
 ) -> None:

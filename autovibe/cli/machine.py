@@ -24,7 +24,11 @@ Prompt = Annotated[str | None, typer.Option(help="What it does; for type shell a
 PromptFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Read the prompt from a file.")]
 Files = Annotated[
     list[str] | None,
-    typer.Option("--file", metavar="GUEST=LOCAL", help="Place a local file in the guest (an empty LOCAL deletes it); may be given again."),
+    typer.Option(
+        "--file",
+        metavar="GUEST=LOCAL",
+        help="Place a local file in the guest (an empty LOCAL deletes it); may be given again.",
+    ),
 ]
 Name = Annotated[str | None, typer.Option(help="Its name; one is made up otherwise.")]
 MaxMoney = Annotated[float | None, typer.Option(min=0, help="Money it may use (recorded, not enforced yet).")]
@@ -38,7 +42,8 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Print the prompt's
 def spawn(
     project: Annotated[str, typer.Option("--project", "-p", help="The project it works for: name or uuid.")],
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", "-c", help="Label or uuid to start from; default: the project's current.")
+        str | None,
+        typer.Option("--checkpoint", "-c", help="Label or uuid to start from; default: the project's current."),
     ] = None,
     prompt: Prompt = None,
     prompt_file: PromptFile = None,

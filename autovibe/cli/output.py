@@ -97,6 +97,8 @@ def failed(error: AutovibeError) -> int:
     console = err()
     console.print("Error: ", style="bold red", end="")
     console.print(escape(error.message, keep="\n"), markup=False)
+    if error.code == "UNAUTHORIZED":
+        say("The key is that of AUTOVIBE_API_KEY, else of 'credentials' in the home of this computer's Hub.")
     if request_id := error.details.get("request_id"):
         console.print(f"(request {request_id})", style="dim", markup=False)
     return exit_status(error)

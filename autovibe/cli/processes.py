@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from autovibe.errors import ConfigurationError
+
 
 class Process(NamedTuple):
     name: str
@@ -84,7 +86,11 @@ class Claim:
     """The lock of a home: who holds it supervises its Hub and node. It goes with the last process that has it."""
 
     def __init__(self, home: Path, descriptor: int | None = None) -> None:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"The home '{home}' cannot be made ({error.strerror}); choose another with --home."
+            raise ConfigurationError(message) from error
         self._path = home / "up.lock"
         self.descriptor = descriptor
 

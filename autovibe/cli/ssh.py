@@ -7,7 +7,7 @@ import select
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 from uuid import UUID
 
 import typer
@@ -78,8 +78,17 @@ def _without_openssh(client: Client, uuid: UUID, key: Path, argv: list[str]) -> 
         elif argv:
             result = guest.run(command, warn=True, encoding="utf-8", pty=True)
         else:
-            result = guest.shell(encoding="utf-8")
+            result = _shell(guest)
     return int(result.exited) & 0xFF
+
+
+def _shell(guest: Any) -> Any:
+    from invoke.exceptions import UnexpectedExit
+
+    try:
+        return guest.shell(encoding="utf-8")
+    except UnexpectedExit as error:  # fabric's documentation says that `shell` raises nothing
+        return error.result
 
 
 class Bytes:

@@ -89,17 +89,14 @@ def _print(found: dict[str, Any]) -> None:
     output.table(
         ("part", "health", "url", "pid", ""),
         (
-            ("hub", hub["health"], hub["url"], hub["pid"], hub["message"] or f"version {hub.get('version', '?')}"),
-            (
-                "node",
-                node["health"],
-                node["url"],
-                node["pid"],
-                f"{node['name']}, storage {node['storage']}" + (f": {node['message']}" if node["message"] else ""),
-            ),
+            ("hub", hub["health"], hub["url"], hub["pid"], f"version {hub['version']}" if "version" in hub else None),
+            ("node", node["health"], node["url"], node["pid"], f"{node['name']}, storage {node['storage']}"),
         ),
         empty="",
     )
+    for message in (hub["message"], node["message"]):
+        if message:
+            output.say(message)
     for name, service in hub.get("services", {}).items():
         if service["status"] != "healthy":
             output.warn(f"{name} is {service['status']}: {service['message']}")

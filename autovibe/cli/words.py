@@ -24,7 +24,7 @@ from autovibe.cli import (
     status,
     up,
 )
-from autovibe.errors import AutovibeError
+from autovibe.errors import AutovibeError, OperationFailed
 from autovibe.version import __version__
 
 
@@ -43,6 +43,9 @@ class Words(TyperGroup):
             # The reader (head, less) has gone; nothing more can be said, also not at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
+        except OSError as error:
+            # A file or directory of this computer; 1 would mean that `checkpoint diff` found a difference.
+            raise typer.Exit(output.failed(OperationFailed(f"{error}."))) from error
 
 
 app = typer.Typer(
@@ -64,7 +67,9 @@ def _version(is_wanted: bool) -> None:
 def root(
     home: Annotated[Path | None, typer.Option(help="Where autovibe keeps everything (AUTOVIBE_HOME).")] = None,
     url: Annotated[str | None, typer.Option(help="The Hub to talk to (AUTOVIBE_URL).")] = None,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,  # noqa: ARG001
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """AI agents in virtual machines on your own Proxmox VE cluster, or on this machine without one.
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from autovibe import schemas
 from autovibe.errors import AutovibeError, InternalError, InvalidRequest, Unavailable
+from autovibe.types import NAME_PATTERN
 from autovibe.version import __version__
 
 ATTEMPTS = 5
@@ -115,7 +116,7 @@ class Connection:
             if "CERTIFICATE_VERIFY_FAILED" in reason:
                 message = f"The certificate of {self.url} is not trusted ({reason})."
                 raise Unavailable(f"{message} Name its authority in REQUESTS_CA_BUNDLE.") from error
-            message = f"The Hub at {self.url} does not answer ({reason}). On its machine start it with: autovibe up"
+            message = f"The Hub at {self.url} does not answer ({reason}). On its computer start it with: autovibe up"
             raise _Lost(Unavailable(message), not isinstance(error, _NEVER_SENT)) from error
 
 
@@ -131,8 +132,14 @@ def order(kind: Callable[..., Reply], **fields: Any) -> Reply:
     try:
         return kind(**{name: value for name, value in fields.items() if value is not None and value != ""})
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors()]
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {_fault(fault)}".lstrip(": ") for fault in error.errors()]
         raise InvalidRequest(f"The request is malformed: {'; '.join(faults)}.", details={"fields": faults}) from error
+
+
+def _fault(fault: Any) -> str:
+    if fault.get("ctx", {}).get("pattern") == NAME_PATTERN:
+        return f"'{fault['input']}' is no name; it has letters, digits and . _ - (a letter or digit first), 63 at most"
+    return str(fault["msg"])
 
 
 def canonical(value: UUID | str) -> str:

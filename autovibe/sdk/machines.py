@@ -252,7 +252,8 @@ def readable_key_file(settings: Settings | None = None) -> Path:
     key = settings.ssh_key_file or settings.hub_home / "ssh" / "id_ed25519"
     if not os.access(key, os.R_OK):
         raise ConfigurationError(
-            f"'{key}' cannot be read: SSH to a machine works where the Hub's home is. Elsewhere use: autovibe machine exec"
+            f"'{key}' cannot be read: SSH to a machine works where the Hub's home is. "
+            "Elsewhere use: autovibe machine exec"
         )
     return key
 

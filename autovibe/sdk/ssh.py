@@ -1,7 +1,7 @@
 """A fabric Connection to a machine, for scripts of an operator's own.
 
 It knows exactly one host key, the one the Hub pinned, and refuses every other; it offers exactly one key, the Hub's.
-The person's SSH configuration, fabric configuration, agent and known_hosts are not read: they are about other computers.
+The person's SSH and fabric configuration, agent and known_hosts are not read: they are about other computers.
 """
 
 from __future__ import annotations

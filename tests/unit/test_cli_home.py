@@ -311,3 +311,25 @@ def test_the_demos_scripts_do_what_its_diff_expects(tmp_path: Path) -> None:
     assert {str(path) for path in before - after} == {name for name, kind in names.items() if kind == "deleted"}
     failed = subprocess.run(["bash", "-c", script(demo_texts.PROOF)], capture_output=True, check=False)
     assert failed.returncode != 0
+
+
+# What a stranger meets
+
+
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    assert load(hub_host="::1", hub_port=8080).hub_url == "http://[::1]:8080"
+
+
+def test_force_builds_an_image_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, asked = tmp_path / "image.qcow2", []
+    monkeypatch.setattr("autovibe.images.built", lambda *_: image)
+    monkeypatch.setattr("autovibe.images.build", lambda *_, **options: asked.append(options["force"]) or image)
+    assert prepare.build_image(load(), lambda *_: None) == image
+    assert not asked
+    assert prepare.build_image(load(), lambda *_: None, force=True) == image
+    assert asked == [True]
+
+
+def test_a_home_that_cannot_be_is_a_message_and_never_status_1(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "choose another with --home" in run("up", "--home", str(tmp_path / "file" / "home"), status=2).stderr

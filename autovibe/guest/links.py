@@ -20,7 +20,6 @@ from autovibe.guest.keys import HOST_KEY_TYPE, fingerprint
 
 CHANNELS = 4  # commands at a time on one connection, each with its guard; sshd's MaxSessions is 10
 _HANDSHAKE_SECONDS = 45.0  # one costs 1-2 s of an idle emulated CPU, and much more of a busy one
-_DOOR_SECONDS = 60.0  # how long one connection is waited on before another is tried
 
 
 # paramiko logs a stack trace for every guest that does not answer yet; what happened is told by the error.
@@ -75,55 +74,8 @@ class Link:
         self.transport.close()
 
 
-class Doors:
-    """Connections on which nobody has spoken yet, kept while their guests boot.
-
-    A forward accepts before anybody listens behind it, and delivers later: each connection that is given up meanwhile
-    costs the booting guest an sshd process, and a second under emulation.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[tuple[str, int], tuple[socket.socket, float]] = {}
-
-    def knock(self, host: str, port: int, timeout_seconds: float) -> socket.socket:
-        """A connection on which the server has begun to speak. Raises Silent; the next call waits on."""
-        self._forget_old()
-        door, since = self._waiting.pop((host, port), None) or (None, time.monotonic())
-        try:
-            door = door or _socket(host, port, timeout_seconds)
-            door.settimeout(timeout_seconds)
-            if door.recv(1, socket.MSG_PEEK):
-                return door
-        except TimeoutError:
-            if door is not None:
-                self._waiting[host, port] = (door, since)
-            raise Silent(f"The guest does not answer on SSH at {host}:{port}.") from None
-        except OSError as error:
-            if door is not None:
-                door.close()
-            raise Silent(f"The guest does not answer on SSH at {host}:{port} ({error}).") from error
-        door.close()
-        raise Silent(f"The guest does not answer on SSH at {host}:{port} (it hung up).")
-
-    def close(self) -> None:
-        self._forget_old(0)
-
-    def _forget_old(self, seconds: float = _DOOR_SECONDS) -> None:
-        """Also those of guests that never spoke."""
-        for place, (door, since) in list(self._waiting.items()):
-            if time.monotonic() - since >= seconds and self._waiting.pop(place, None) is not None:
-                door.close()
-
-
 def connect(
-    host: str,
-    port: int,
-    user: str,
-    key: paramiko.PKey,
-    *,
-    host_key: str | None,
-    timeout_seconds: float,
-    door: socket.socket | None = None,
+    host: str, port: int, user: str, key: paramiko.PKey, *, host_key: str | None, timeout_seconds: float
 ) -> Link:
     """A verified and authenticated connection; without `host_key` (first contact) the link tells the one it saw.
 
@@ -131,7 +83,7 @@ def connect(
     """
     where = f"{user}@{host}:{port}"
     try:
-        channel = door or _socket(host, port, timeout_seconds)
+        channel = _socket(host, port, timeout_seconds)
     except OSError as error:
         raise Silent(f"The guest does not answer on SSH at {host}:{port} ({error}).") from error
     transport = _Transport(channel)

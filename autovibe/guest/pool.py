@@ -23,7 +23,7 @@ from autovibe.guest import conversation, files
 from autovibe.guest.command import Result, Script, checked_timeout, guard_line, line
 from autovibe.guest.files import File
 from autovibe.guest.keys import generate_key
-from autovibe.guest.links import Address, Doors, KeyRefused, Link, Silent, connect
+from autovibe.guest.links import Address, KeyRefused, Link, Silent, connect
 
 _IDLE_SECONDS = 600.0
 _MOST_LINKS = 8
@@ -48,7 +48,6 @@ class Guests:
         self._pinned: dict[Address, tuple[Link, float]] = {}  # until when, by time.monotonic()
         self._connecting: dict[Address, threading.Lock] = {}
         self._refused_at: dict[tuple[str, int, str], float] = {}
-        self._doors = Doors()
         self._closed = threading.Event()
         threading.Thread(
             target=_reap, args=(weakref.ref(self), self._closed), name="guests-reaper", daemon=True
@@ -66,8 +65,7 @@ class Guests:
         """
         who = (host, port, user)
         try:
-            door = self._doors.knock(host, port, _BANNER_SECONDS)
-            link = connect(host, port, user, self._key, host_key=None, timeout_seconds=_BANNER_SECONDS, door=door)
+            link = connect(host, port, user, self._key, host_key=None, timeout_seconds=_BANNER_SECONDS)
         except KeyRefused as error:
             first = self._refused_at.setdefault(who, time.monotonic())
             if time.monotonic() - first > _REFUSAL_SECONDS:
@@ -188,7 +186,6 @@ class Guests:
 
     def close(self) -> None:
         self._closed.set()
-        self._doors.close()
         with self._lock:
             links = [link for found in self._links.values() for link in found]
             self._links.clear()

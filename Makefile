@@ -6,7 +6,6 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON := $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell command -v $(p) >/dev/null 2>&1 && $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 STAMP := $(VENV)/.set-up
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -65,17 +64,24 @@ packages:
 test-packages:
 	@$(call install_packages,$(TEST_PACKAGES))
 
-$(STAMP): requirements.lock pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then echo "autovibe needs Python 3.11 or newer; there is none on PATH." >&2; exit 1; fi
-	echo "Setting up $(VENV) ($$($(PYTHON) --version)) …"
-	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+$(STAMP): requirements.lock pyproject.toml | packages
+	@python=""
+	for candidate in python3 python3.13 python3.12 python3.11; do
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+			python="$$candidate"
+			break
+		fi
+	done
+	if [ -z "$$python" ]; then echo "autovibe needs Python 3.11 or newer; there is none on PATH." >&2; exit 1; fi
+	echo "Setting up $(VENV) ($$("$$python" --version)) …"
+	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q autovibe  # so that no start of a program does it again
 	touch $@
 
 .PHONY: setup
-setup: packages  ## system packages and .venv
-	@$(MAKE) --no-print-directory $(STAMP)
+setup: $(STAMP)  ## system packages and .venv
 
 .PHONY: demo
 demo: setup  ## one machine, end to end, on a real VM

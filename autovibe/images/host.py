@@ -9,7 +9,6 @@ from pathlib import Path
 
 from autovibe.errors import ConfigurationError
 
-DEFAULT_MIRROR = "http://mirror.example"
 KEYRINGS = Path("/usr/share/keyrings")
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n.+?\n-----END CERTIFICATE-----", re.DOTALL)
@@ -35,8 +34,10 @@ def read_ca_bundle(path: Path) -> str:
 
 
 def host_sources(suite: str, root: Path = Path("/")) -> str:
-    """Package sources of `suite` in deb822 form: the host's when it has that suite itself, else mirror.example's."""
-    return _sources_of(suite, root / "etc/apt") or _default_sources(suite)
+    """Package sources of `suite` in deb822 form when the host has that suite itself, else "": mmdebstrap's own choice,
+    which is Debian's public mirror.
+    """
+    return _sources_of(suite, root / "etc/apt")
 
 
 def read_sources(path: Path) -> str:
@@ -54,14 +55,6 @@ def keyring() -> Path | None:
     """The file of Debian's archive keys, None where the package debian-archive-keyring is not installed."""
     path = KEYRINGS / "debian-archive-keyring.gpg"
     return path if path.exists() else None
-
-
-def _default_sources(suite: str) -> str:
-    return (
-        _stanza(f"{DEFAULT_MIRROR}/debian", f"{suite} {suite}-updates", "main")
-        + "\n"
-        + _stanza(f"{DEFAULT_MIRROR}/debian-security", f"{suite}-security", "main")
-    )
 
 
 def _stanza(uris: str, suites: str, components: str) -> str:

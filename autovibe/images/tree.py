@@ -57,7 +57,7 @@ def make(
     recipe: Recipe, mode: str, work: Path, tree: Path, *, sources: str, certificates: str, log: Log, progress: Report
 ) -> None:
     """Fill `tree`, telling how far it is (to 0.8) by what apt and dpkg say. `work` takes files of the build."""
-    (work / "debian.sources").write_text(sources, encoding="utf-8")
+    (work / "debian.sources").write_text(sources, encoding="utf-8")  # "": mmdebstrap knows Debian's mirror itself
     (work / "debian.sources").chmod(0o644)  # mapped ids read what lies here, whatever the umask
     _write_overlay(work / "overlay.tar", recipe, certificates)
     options = ["force-unsafe-io", "force-confold", "force-confdef"]
@@ -78,7 +78,7 @@ def make(
             *(f'--customize-hook={shlex.quote(str(hook))} "$1"' for hook in _write_hooks(work, recipe, certificates)),
             recipe.suite,
             str(tree),
-            str(work / "debian.sources"),
+            *([str(work / "debian.sources")] if sources else []),
         ],
         environment={"TMPDIR": str(work), **_proxies()},
         on_line=_Meter(progress),

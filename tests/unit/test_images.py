@@ -219,11 +219,9 @@ def test_the_hosts_debian_sources_are_taken_and_nothing_else_of_it(tmp_path: Pat
     assert "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg" in text
 
 
-def test_a_host_of_another_suite_means_debians_own_mirror(tmp_path: Path) -> None:
+def test_a_host_of_another_suite_leaves_the_mirror_to_mmdebstrap(tmp_path: Path) -> None:
     write(tmp_path / "etc/apt/sources.list", "deb http://mirror.example/ubuntu noble main\n")
-    text = images.host_sources("bookworm", tmp_path)
-    assert "URIs: http://mirror.example/debian\nSuites: bookworm bookworm-updates" in text
-    assert "URIs: http://mirror.example/debian-security\nSuites: bookworm-security" in text
+    assert images.host_sources("bookworm", tmp_path) == ""
 
 
 def test_sources_that_are_no_deb822_file_are_refused(tmp_path: Path) -> None:

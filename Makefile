@@ -96,7 +96,7 @@ lint: setup  ## ruff, mypy --strict, import contracts
 
 .PHONY: test
 test: setup test-packages lint  ## everything, on SQLite and PostgreSQL, with real guests
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup test-packages  ## figures against peers measured in the same run

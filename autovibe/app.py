@@ -188,7 +188,7 @@ def _world(
         bridge=settings.proxmox_bridge,
         image=settings.image,
         guest_user=settings.guest_user,
-        cores=settings.guest_cores or (1 if is_emulated else 2),
+        cores=settings.guest_cores or (min(2, os.cpu_count() or 1) if settings.uses_embedded_node else 2),
         memory_mb=settings.guest_memory_mb or (512 if is_emulated else 1024),
         ssh_via=settings.ssh_via,
         forward_port=settings.node_port + 1,

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
 
     image: str = Field(default="debian-12", description="The guest image projects begin with (images/<name>.yaml).")
     guest_user: str = Field(default="agent", description="The user the prompt and exec run as in the guest.")
-    guest_cores: int | None = Field(default=None, ge=1, le=512, description="Cores of a machine; empty: 2, 1 on TCG.")
+    guest_cores: int | None = Field(
+        default=None, ge=1, le=512, description="Cores of a machine; empty: 2, or what the host has."
+    )
     guest_memory_mb: int | None = Field(default=None, ge=256, description="Memory; empty: 1024, 512 on TCG.")
     boot_deadline_seconds: float = Field(default=300, gt=0, description="How long a guest may take to answer on SSH.")
     provision_deadline_seconds: float = Field(default=1800, gt=0, description="How long a playbook may take.")

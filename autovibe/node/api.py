@@ -18,6 +18,7 @@ from autovibe.node.auth import Actor
 from autovibe.node.messages import Request, Response
 from autovibe.node.monitor import MonitorError
 from autovibe.node.parameters import check
+from autovibe.node.permissions import WORLD
 from autovibe.node.qemu import QemuError
 from autovibe.node.refusal import Refusal, faulty, not_implemented
 from autovibe.node.state import Call, Page, State, Upload
@@ -72,7 +73,7 @@ class Api:
         if request.method not in _METHODS:
             raise Refusal(f"method '{request.method}' not available", status=501, is_bare=True)
         found = routes.find(request.method, path)
-        is_public = found is not None and found[0].is_public
+        is_public = found is not None and found[0].needs == WORLD
         takes_file = found is not None and found[0].takes_file
         actor = Actor("") if is_public else self._authenticate(request, is_csrf_exempt=takes_file)
         if found is None:

@@ -5,6 +5,7 @@ Nothing below `app`, `node`, `sdk` and `cli` reads settings; those levels are gi
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -125,8 +126,7 @@ class Settings(BaseSettings):
     @property
     def hub_url(self) -> str:
         scheme = "https" if self.tls_certificate else "http"
-        host = f"[{self.hub_host}]" if ":" in self.hub_host else self.hub_host  # an IPv6 address
-        return (self.url or f"{scheme}://{host}:{self.hub_port}").rstrip("/")
+        return (self.url or f"{scheme}://{_in_url(self.hub_host)}:{self.hub_port}").rstrip("/")
 
     @property
     def uses_embedded_node(self) -> bool:
@@ -134,7 +134,7 @@ class Settings(BaseSettings):
 
     @property
     def hypervisor_url(self) -> str:
-        return self.proxmox_url or f"https://{self.node_host}:{self.node_port}"
+        return self.proxmox_url or f"https://{_in_url(self.node_host)}:{self.node_port}"
 
     @property
     def hub_database_url(self) -> str:
@@ -150,6 +150,10 @@ class Settings(BaseSettings):
         if self.proxmox_token is not None:
             return self.proxmox_token.get_secret_value()
         return read_secret(self.proxmox_token_file or self.node_home / "token")
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host  # an IPv6 address
 
 
 def read_secret(path: Path) -> str | None:
@@ -178,6 +182,7 @@ def write_secret(path: Path, text: str) -> None:
 
 def load(**flags: Any) -> Settings:
     """Read the settings once. Flags that are None count as not given. Raises ConfigurationError naming the setting."""
+    _refuse_misspelt_variables()
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
@@ -185,3 +190,15 @@ def load(**flags: Any) -> Settings:
         raise ConfigurationError(f"The settings are wrong: {faults}.") from error
     except ValueError as error:  # config.toml that is no TOML
         raise ConfigurationError(f"'config.toml' cannot be read: {error}.") from error
+
+
+def _refuse_misspelt_variables() -> None:
+    """A misspelt variable would be without effect, and nobody would know; variables of others are let alone."""
+    for variable in sorted(os.environ):
+        name = variable.removeprefix("AUTOVIBE_").lower()
+        if not variable.startswith("AUTOVIBE_") or name in Settings.model_fields:
+            continue
+        if close := difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.8):
+            raise ConfigurationError(
+                f"The environment variable {variable} is no setting; did you mean AUTOVIBE_{close[0].upper()}?"
+            )

@@ -77,6 +77,15 @@ def test_wrong_settings_are_status_2(tmp_path: Path) -> None:
     assert "config.toml" in run("machine", "list", status=2).stderr
 
 
+def test_a_misspelt_variable_is_named_with_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOVIBE_GUEST_CORE", "4")
+    with pytest.raises(ConfigurationError, match="is no setting; did you mean AUTOVIBE_GUEST_CORES"):
+        load()
+    monkeypatch.delenv("AUTOVIBE_GUEST_CORE")
+    monkeypatch.setenv("AUTOVIBE_MACHINE_NAME", "one")  # what a machine finds in its own environment
+    load()
+
+
 def test_remembered_settings_leave_the_rest_alone(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     config.remember(tmp_path, hub_port=8081)

@@ -35,6 +35,11 @@ BACKENDS = ("sqlite", "postgres")
 INSTALL = "PostgreSQL is not installed, and the tests need it: apt-get install --no-install-recommends postgresql"
 
 
+def pytest_configure() -> None:
+    # A shell starts what it runs in the background with SIGINT ignored, and children inherit that: tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that boot guests begin first, for they take longest."""
     items.sort(key=lambda item: Path(item.path).parent.name != "e2e")

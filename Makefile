@@ -10,7 +10,7 @@ STAMP := $(VENV)/.set-up
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-# package: why it is needed
+# package: why it is needed. With package=program the program is enough, wherever it comes from.
 RUN_PACKAGES := \
 	python3-venv:the-virtual-environment \
 	qemu-system-x86:runs-the-virtual-machines \
@@ -28,7 +28,9 @@ TEST_PACKAGES := \
 	openssh-server:stub-guests-are-local-sshds \
 	bubblewrap:keeps-stub-guests-apart \
 	git:the-peer-of-the-diff-benchmark \
-	postgresql:every-test-of-the-Hub-runs-on-it-too
+	postgresql:every-test-of-the-Hub-runs-on-it-too \
+	nodejs=node:runs-a-client-of-the-node-that-is-written-in-JavaScript \
+	npm=npm:fetches-that-client
 
 .PHONY: help
 help:  ## what there is
@@ -39,6 +41,9 @@ define install_packages
 	missing=""
 	for item in $(1); do
 		package="$${item%%:*}"
+		program="$${package#*=}"
+		if [ "$$program" != "$$package" ] && command -v "$$program" >/dev/null; then continue; fi
+		package="$${package%%=*}"
 		if ! dpkg-query -W -f='$${Status}' "$$package" 2>/dev/null | grep -q 'ok installed'; then
 			missing="$$missing $$package"
 			echo "needed: $$package ($$(echo "$${item#*:}" | tr '-' ' '))"

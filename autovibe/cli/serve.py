@@ -38,9 +38,23 @@ def hub(
 
 
 @app.command()
-def node(home: Home = None, host: Host = None, port: Port = None) -> None:
+def node(
+    home: Home = None,
+    host: Host = None,
+    port: Port = None,
+    name: Annotated[str | None, typer.Option(help="The node's name; a Hub names it in proxmox_node.")] = None,
+    faults: Annotated[
+        Path | None,
+        typer.Option(
+            help="For tests: a JSON or TOML file of faults on demand (on loopback only). It holds a list `rules`, each "
+            "with a `match` (method, path with * and **, skip, times, probability) and a `then`: delay_seconds; status "
+            "with reason and errors; drop = before or after; lock_timeout; vmid_taken; task_fails = TEXT; "
+            "task_delay_seconds; lag_seconds; nextid_taken; truncate = BYTES. It is read again when it changes."
+        ),
+    ] = None,
+) -> None:
     """Run the embedded node until SIGTERM or Ctrl-C. Its virtual machines outlive it."""
-    settings = connection.settings(home=home, node_host=host, node_port=port)
+    settings = connection.settings(home=home, node_host=host, node_port=port, proxmox_node=name)
     if not settings.uses_embedded_node:
         raise ConfigurationError(
             f"The settings name a Proxmox at {settings.proxmox_url}; without proxmox_url the embedded node serves."
@@ -56,4 +70,5 @@ def node(home: Home = None, host: Host = None, port: Port = None) -> None:
         name=settings.proxmox_node,
         accel=settings.node_accel,
         log_level=settings.log_level,
+        faults=faults,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import math
 import secrets
 import socket
 import threading
@@ -23,13 +24,29 @@ R = TypeVar("R")
 ANSWER_SECONDS = 3.0
 """How long an agent may take to answer that it is there; Proxmox waits as long."""
 
+TURN_SECONDS = 10.0
+"""How long a call waits for another call of the same VM to end."""
+
 COMMAND_SECONDS = 10.0
-FREEZE_SECONDS = 600.0
-"""How long `fsfreeze-freeze` may take: the guest flushes its file systems first."""
-_LIMIT_BYTES = 48 << 20  # an exec-status may carry two streams of 16 MiB, in base64
+_SECONDS = {
+    "exec-status": 120.0,  # may carry 32 MiB through an emulated serial port
+    "fsfreeze-freeze": 600.0,  # the guest flushes its file systems first
+    "fsfreeze-thaw": 180.0,
+    "fstrim": 600.0,
+    "ping": ANSWER_SECONDS,
+}
+LEAVING_SECONDS = 3.0
+"""How long a command that ends in silence when it succeeds may take to say that it failed."""
+
+_LEAVING = ("shutdown", "suspend-disk", "suspend-hybrid", "suspend-ram")
+_BULKY_BYTES = 48 << 20  # an exec-status may carry two streams of 16 MiB, in base64
+_LIMIT_BYTES = 4 << 20
+_LIMIT_PARTS = 200_000  # of a JSON text: what is small as text can be a gigabyte as objects
+_LIMIT_DEPTH = 32
+_LIMIT_REASON = 2000  # characters: a reason goes into a status line
 _READ_BYTES = 1 << 20
 READ_LIMIT_BYTES = 16 << 20
-WRITE_LIMIT_CHARACTERS = 60 << 10
+_QUOTES = dict.fromkeys(map(ord, "\u2018\u2019\u201c\u201d"), "'")
 
 
 class AgentError(Exception):
@@ -43,6 +60,19 @@ class NotRunning(AgentError):
         super().__init__("QEMU guest agent is not running")
 
 
+class AgentRefused(AgentError):
+    """The agent answered with an error: `error` is its own object."""
+
+    def __init__(self, error: Any) -> None:
+        self.error = error
+        reason = str(error.get("desc", "unknown error")) if isinstance(error, dict) else "unknown error"
+        super().__init__(f"Agent error: {reason[:_LIMIT_REASON].translate(_QUOTES)}")
+
+
+class AgentTimeout(AgentError):
+    """The agent was there, and then did not answer a command."""
+
+
 def _parsing(call: Callable[P, R]) -> Callable[P, R]:
     """Make an answer that is not of the agreed shape, which a hostile guest may give, an AgentError."""
 
@@ -50,7 +80,7 @@ def _parsing(call: Callable[P, R]) -> Callable[P, R]:
     def guarded(*arguments: P.args, **keywords: P.kwargs) -> R:
         try:
             return call(*arguments, **keywords)
-        except (TypeError, ValueError, LookupError) as error:
+        except (TypeError, ValueError, LookupError, OverflowError, AttributeError) as error:
             raise AgentError("Agent error: the guest agent gave a malformed answer") from error
 
     return guarded
@@ -63,12 +93,17 @@ _turns: dict[Path, threading.Lock] = {}
 class Agent:
     """The agent of one running VM. Each call is a connection of its own; threads take turns."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, vmid: int = 0) -> None:
         self._path = socket_path
+        self._vmid = vmid
         self._turn = _turns.setdefault(socket_path, threading.Lock())
 
     def ping(self) -> None:
-        self.call("ping")
+        """Raises NotRunning, whatever is wrong with the agent."""
+        try:
+            self.call("ping")
+        except AgentError:
+            raise NotRunning from None
 
     def is_running(self) -> bool:
         """Whether the agent answers; costs up to 3 s when it does not."""
@@ -83,27 +118,44 @@ class Agent:
 
         An underscore in an argument's name stands for a hyphen.
         """
-        timeout = FREEZE_SECONDS if command == "fsfreeze-freeze" else COMMAND_SECONDS
         request: dict[str, Any] = {"execute": f"guest-{command}"}
         if arguments:
             request["arguments"] = {name.replace("_", "-"): value for name, value in arguments.items()}
-        with self._turn, _Channel(self._path) as channel:
-            channel.synchronise()
-            channel.send(request)
-            if command in ("shutdown", "suspend-disk", "suspend-ram", "suspend-hybrid"):
-                return {}  # the agent answers nothing when it succeeds
-            answer = channel.receive(timeout)
+        patience = _SECONDS[command] if command == "fsfreeze-thaw" else TURN_SECONDS  # a guest must not stay frozen
+        if not self._turn.acquire(timeout=patience):
+            raise NotRunning
+        try:
+            with _Channel(self._path) as channel:
+                channel.synchronise()
+                channel.send(request)
+                answer = self._answer(channel, command)
+        finally:
+            self._turn.release()
         if "error" in answer:
-            error = answer["error"] if isinstance(answer["error"], dict) else {}
-            raise AgentError(f"Agent error: {error.get('desc', 'unknown error')}")
+            raise AgentRefused(answer["error"])
         return answer.get("return")
+
+    def _answer(self, channel: _Channel, command: str) -> dict[str, Any]:
+        seconds = LEAVING_SECONDS if command in _LEAVING else _SECONDS.get(command, COMMAND_SECONDS)
+        try:
+            return channel.receive(seconds, _BULKY_BYTES if command == "exec-status" else _LIMIT_BYTES)
+        except TimeoutError:
+            if command in _LEAVING:
+                return {}
+            raise AgentTimeout(f"VM {self._vmid} qga command 'guest-{command}' failed - got timeout") from None
+        except EOFError:
+            if command in _LEAVING:
+                return {}
+            raise NotRunning from None
 
     # The calls of Proxmox's API that are more than a call of the agent's
 
     @_parsing
     def exec(self, argv: list[str], *, input_data: bytes | None = None) -> int:
-        """Start a program in the guest: its pid there."""
-        arguments: dict[str, Any] = {"path": argv[0], "arg": argv[1:], "capture-output": True}
+        """Start a program in the guest: its pid there. Without one the agent says what it makes of that."""
+        arguments: dict[str, Any] = {"capture-output": True}
+        if argv:
+            arguments |= {"path": argv[0], "arg": argv[1:]}
         if input_data is not None:
             arguments["input-data"] = base64.b64encode(input_data).decode()
         return int(self.call("exec", **arguments)["pid"])
@@ -112,38 +164,47 @@ class Agent:
     def exec_status(self, pid: int) -> dict[str, Any]:
         """How it goes, as `agent/exec-status` answers. The guest forgets a program once its end was told."""
         told = dict(self.call("exec-status", pid=pid))
-        answer: dict[str, Any] = {"exited": int(bool(told.get("exited")))}
+        answer: dict[str, Any] = {"exited": int(bool(told["exited"]))}
         answer |= {key: int(told[key]) for key in ("exitcode", "signal") if key in told}
         for stream in ("out", "err"):
             if text := told.get(f"{stream}-data"):
-                answer[f"{stream}-data"] = _decode(text)
+                answer[f"{stream}-data"] = base64.b64decode(text).decode("latin1")
                 answer[f"{stream}-truncated"] = int(bool(told.get(f"{stream}-truncated")))
         return answer
 
     @_parsing
-    def read_file(self, path: str, *, limit: int = READ_LIMIT_BYTES) -> dict[str, Any]:
+    def read_file(self, path: str, *, limit: int = READ_LIMIT_BYTES, offset: int = 0) -> dict[str, Any]:
         """A guest file, as `agent/file-read` answers: `content`, `bytes-read` and, when cut off, `truncated`."""
-        handle = self.call("file-open", path=path, mode="r")
-        content, at_end = b"", False
+        handle = int(self.call("file-open", path=path, mode="r"))
+        parts, size, at_end = [], 0, False
         try:
-            while not at_end and len(content) < limit:
-                count = min(_READ_BYTES, limit - len(content))
-                chunk = self.call("file-read", handle=handle, count=count)
-                content += base64.b64decode(chunk["buf-b64"])
+            if offset:
+                self.call("file-seek", handle=handle, offset=offset, whence="set")
+            while not at_end and size < limit:
+                chunk = self.call("file-read", handle=handle, count=min(_READ_BYTES, limit - size))
+                part = base64.b64decode(chunk["buf-b64"])
                 at_end = bool(chunk["eof"])
+                if not part and not at_end:
+                    raise ValueError("neither bytes nor the end")
+                parts.append(part)
+                size += len(part)
         finally:
             self.call("file-close", handle=handle)
-        answer: dict[str, Any] = {"content": content.decode("latin1"), "bytes-read": len(content)}
+        content = b"".join(parts)
+        answer: dict[str, Any] = {"content": content.decode("latin1"), "bytes-read": size}
         return answer if at_end else answer | {"truncated": 1}
 
     @_parsing
     def write_file(self, path: str, content: bytes) -> None:
         """Replace what a guest file holds."""
-        handle = self.call("file-open", path=path, mode="wb")
+        handle = int(self.call("file-open", path=path, mode="wb"))
         try:
             while content:
-                written = self.call("file-write", handle=handle, buf_b64=base64.b64encode(content).decode())["count"]
-                content = content[int(written) :]
+                request = {"handle": handle, "buf-b64": base64.b64encode(content).decode()}
+                written = int(self.call("file-write", **request)["count"])
+                if not 0 < written <= len(content):
+                    raise ValueError("no progress")
+                content = content[written:]
             self.call("file-flush", handle=handle)
         finally:
             self.call("file-close", handle=handle)
@@ -182,53 +243,92 @@ class _Channel:
         self._socket.close()
 
     def synchronise(self) -> None:
-        """`guest-sync-delimited`: the agent answers after a 0xFF byte, before which everything is old."""
+        """`guest-sync-delimited`: the agent answers after a 0xFF byte, before which everything is old.
+
+        An answer to a former client's synchronisation may come first.
+        """
         token = secrets.randbelow(1 << 31)
         self._write(b"\xff")  # resets the agent's parser, should half a message have been sent before
         self.send({"execute": "guest-sync-delimited", "arguments": {"id": token}})
         deadline = time.monotonic() + ANSWER_SECONDS
-        while True:
-            self._read_until(b"\xff", deadline)
-            if self._message(deadline).get("return") == token:
-                return
+        try:
+            while True:
+                self._skip_past(b"\xff", deadline)
+                if _parse(self._read_line(deadline, _LIMIT_BYTES)).get("return") == token:
+                    return
+        except (TimeoutError, EOFError):
+            raise NotRunning from None
 
     def send(self, request: dict[str, Any]) -> None:
         self._write(json.dumps(request).encode() + b"\n")
 
-    def receive(self, timeout: float) -> dict[str, Any]:
-        return self._message(time.monotonic() + timeout)
-
-    def _message(self, deadline: float) -> dict[str, Any]:
-        line = self._read_until(b"\n", deadline)
-        try:
-            message = json.loads(line.decode("latin1"))
-        except ValueError:
-            raise AgentError("Agent error: the guest agent sent no JSON") from None
-        return message if isinstance(message, dict) else {}
+    def receive(self, seconds: float, limit: int) -> dict[str, Any]:
+        """The next message. Raises TimeoutError, EOFError, and AgentError when there is no sense in it."""
+        return _parse(self._read_line(time.monotonic() + seconds, limit))
 
     def _write(self, data: bytes) -> None:
+        self._socket.settimeout(ANSWER_SECONDS)
         try:
             self._socket.sendall(data)
         except OSError:
             raise NotRunning from None
 
-    def _read_until(self, mark: bytes, deadline: float) -> bytes:
+    def _skip_past(self, mark: bytes, deadline: float) -> None:
+        while mark not in self._unread:
+            self._unread = self._receive(deadline)
+        self._unread = self._unread.partition(mark)[2]
+
+    def _read_line(self, deadline: float, limit: int) -> bytes:
         parts = [self._unread]
         size = len(self._unread)
-        while mark not in parts[-1]:
-            remaining = deadline - time.monotonic()
-            try:
-                self._socket.settimeout(max(remaining, 0.001))
-                chunk = self._socket.recv(1 << 16)
-            except OSError:
-                chunk = b""
-            size += len(chunk)
-            if not chunk or size > _LIMIT_BYTES or remaining <= 0:
-                raise NotRunning
-            parts.append(chunk)
-        before, _, self._unread = b"".join(parts).partition(mark)
-        return before
+        while b"\n" not in parts[-1]:
+            parts.append(self._receive(deadline))
+            size += len(parts[-1])
+            if size > limit:
+                raise AgentError("Agent error: the guest agent's answer is too long")
+        line, _, self._unread = b"".join(parts).partition(b"\n")
+        return line
+
+    def _receive(self, deadline: float) -> bytes:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError
+        self._socket.settimeout(remaining)
+        try:
+            data = self._socket.recv(1 << 16)
+        except ConnectionError:
+            data = b""
+        if not data:
+            raise EOFError
+        return data
 
 
-def _decode(text: str) -> str:
-    return base64.b64decode(text).decode("latin1")
+def _parse(line: bytes) -> dict[str, Any]:
+    """A message of the agent's, {} for one of another shape. Raises AgentError for what no agent says."""
+    if sum(map(line.count, (b",", b"[", b"{"))) > _LIMIT_PARTS:
+        raise AgentError("Agent error: the guest agent's answer is too long")
+    try:
+        message = json.loads(line.decode("latin1"), parse_constant=_refuse, parse_float=_read_float)
+    except (ValueError, RecursionError):
+        raise AgentError("Agent error: the guest agent sent no JSON") from None
+    if not _is_shallow(message, _LIMIT_DEPTH):
+        raise AgentError("Agent error: the guest agent's answer is too deep")
+    return message if isinstance(message, dict) else {}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _read_float(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no number")
+    return number
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    return depth > 0 and all(
+        _is_shallow(each, depth - 1) for each in (value.values() if isinstance(value, dict) else value)
+    )

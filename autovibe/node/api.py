@@ -1,26 +1,31 @@
 """From a request to a response: authenticate, find the route, check the parameters, call the verb, put it in JSON.
 
-`/api2/json` is the plain form; `/api2/extjs` always answers 200 and says in the body how it went.
+`/api2/json` is the plain form; `/api2/extjs` always answers 200 and says in the body how it went, `/api2/htmljs` is the
+same as HTML text (for upload forms of web pages). A real Proxmox also has `/api2/html`, pages to browse the API with,
+and `png` and `spiceconfig` for what this node does not make: here they are refused as a form nobody knows is there.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote, unquote_plus
 
-from autovibe.node import multipart, routes
+from autovibe.node import multipart, permissions, routes, websocket
 from autovibe.node.agent import AgentError
 from autovibe.node.auth import Actor
-from autovibe.node.messages import Request, Response
+from autovibe.node.faults import Cut, Faults
+from autovibe.node.messages import Channel, Request, Response
 from autovibe.node.monitor import MonitorError
 from autovibe.node.parameters import check
 from autovibe.node.permissions import WORLD
 from autovibe.node.qemu import QemuError
-from autovibe.node.refusal import Refusal, faulty, not_implemented
+from autovibe.node.refusal import Refusal, not_implemented
 from autovibe.node.state import Call, Page, State, Upload
 from autovibe.node.volume import DiskError
 
@@ -29,27 +34,30 @@ logger = logging.getLogger(__name__)
 CONTENT_TYPE = "application/json;charset=UTF-8"
 """Compared as a string by a client; no space."""
 
-_METHODS = ("GET", "POST", "PUT", "DELETE")
+_FORMS = ("json", "extjs", "htmljs")
+_PLACE = re.compile(r"/api2/+([a-z][a-z0-9]+)(/.*)?", re.DOTALL)
 _BODY_BYTES = 512 << 10
 _KNOWN_ERRORS = (AgentError, DiskError, MonitorError, QemuError)
 
 
 class Api:
-    """The API of one node; `uploads` is where files are received."""
+    """The API of one node; `uploads` is where files are received. `faults` spoil calls on demand."""
 
-    def __init__(self, state: State, uploads: Path) -> None:
+    def __init__(self, state: State, uploads: Path, faults: Faults | None = None) -> None:
         self._state = state
         self._uploads = uploads
+        self._faults = faults
 
     def answer(self, request: Request) -> Response:
         started = time.monotonic()
         path, _, query = request.target.partition("?")
         path = unquote(path)
-        form, inner = _split_format(path)
+        match = _PLACE.fullmatch(path)
+        form, inner = (match[1], (match[2] or "").rstrip("/") or "/") if match else ("", path)
         actor: Actor | None = None
         try:
             actor, data = self._carry_out(request, form, inner, query)
-            response = _success(form, data)
+            response = _success(request, form, data)
         except Refusal as refusal:
             time.sleep(refusal.delay_seconds)
             response = _failure(form, refusal)
@@ -69,17 +77,24 @@ class Api:
 
     def _carry_out(self, request: Request, form: str, path: str, query: str) -> tuple[Actor, Any]:
         if not form:
-            raise Refusal(f"no such file '{path}'", status=404, is_bare=True)
-        if request.method not in _METHODS:
-            raise Refusal(f"method '{request.method}' not available", status=501, is_bare=True)
+            reason = "no such uri" if path.startswith("/api2") else f"no such file '{path}'"
+            raise Refusal(reason, status=501, is_bare=True)
         found = routes.find(request.method, path)
         is_public = found is not None and found[0].needs == WORLD
         takes_file = found is not None and found[0].takes_file
         actor = Actor("") if is_public else self._authenticate(request, is_csrf_exempt=takes_file)
+        if form not in _FORMS:
+            raise Refusal(f"no formatter for uri {path}, {form}", status=501, is_bare=True)
+        if request.method not in ("POST", "PUT") and request.length:
+            raise Refusal(f"Unexpected content for method '{request.method}'", status=501, is_bare=True)
         if found is None:
             raise not_implemented(f"Method '{request.method} {path}' not implemented")
         route, named = found
-        if named.get("node", self._state.name) not in (self._state.name, "localhost"):
+        if named.get("node") == "localhost":
+            named["node"] = self._state.name
+        given, upload = {} if takes_file else _parameters(request, query), None
+        self._require(request, route, actor, {**given, **named})
+        if named.get("node", self._state.name) != self._state.name:
             name = named["node"]
             raise Refusal(
                 f"hostname lookup '{name}' failed - failed to get address info for: {name}: "
@@ -87,30 +102,32 @@ class Api:
             )
         if takes_file:
             given, upload = multipart.receive(request.headers.get("content-type", ""), request.body(), self._uploads)
-        else:
-            given, upload = _parameters(request, query), None
         return actor, self._call(route, actor, {**given, **named}, upload)
+
+    def _require(self, request: Request, route: routes.Route, actor: Actor, given: dict[str, Any]) -> None:
+        try:
+            permissions.require(route.needs, self._state.access, actor, given)
+        except Refusal:
+            if route.takes_file:
+                for _ in request.body():  # dropped: a client reads the answer when it has sent its file
+                    pass
+            raise
 
     def _call(self, route: routes.Route, actor: Actor, given: dict[str, Any], upload: Upload | None) -> Any:
         try:
             call = Call(actor, check(route.table, given), upload)
+            # Once more with the checked values: VM "0100" has become VM 100.
+            permissions.require(route.needs, self._state.access, actor, call.parameters)
         except BaseException:
             if upload is not None:
                 upload.path.unlink(missing_ok=True)
             raise
-        return route.verb(self._state, call)
+        if self._faults is None:
+            return route.verb(self._state, call)
+        return self._faults.carry_out(self._state, route.method, route.path, call, route.verb)
 
     def _authenticate(self, request: Request, *, is_csrf_exempt: bool) -> Actor:
         return self._state.auth.authenticate(request.method, request.headers, is_csrf_exempt=is_csrf_exempt)
-
-
-def _split_format(path: str) -> tuple[str, str]:
-    """The answer's form and the path within the API; no form outside of it."""
-    for form in ("json", "extjs"):
-        prefix = f"/api2/{form}"
-        if path == prefix or path.startswith(f"{prefix}/"):
-            return form, path.removeprefix(prefix).rstrip("/") or "/"
-    return "", path
 
 
 def _parameters(request: Request, query: str) -> dict[str, Any]:
@@ -124,34 +141,61 @@ def _parameters(request: Request, query: str) -> dict[str, Any]:
         given = (
             _json_parameters(body) if kind == "application/json" else _form_parameters(body.decode("utf-8", "replace"))
         )
-    return {**given, **_form_parameters(query)}
+    given = {**given, **_form_parameters(query)}
+    given.pop("_dc", None)  # what web pages add to get past caches
+    return given
 
 
 def _json_parameters(body: bytes) -> dict[str, Any]:
     try:
         given = json.loads(body or b"{}")
-    except (ValueError, RecursionError):
-        raise faulty({"body": "the body is not valid JSON"}) from None
+    except (ValueError, RecursionError) as error:
+        reason = f"malformed JSON string, at character offset {getattr(error, 'pos', 0)}"
+        raise Refusal(reason, status=501, is_bare=True) from None
     if not isinstance(given, dict):
-        raise faulty({"body": "the body is not a JSON object"})
+        raise Refusal("Not a HASH reference", status=501, is_bare=True)
     return given
 
 
 def _form_parameters(text: str) -> dict[str, Any]:
-    """Percent-encoded pairs. A body in another form becomes one odd key, which is then refused by name."""
+    """Percent-encoded pairs. A body in another form becomes one odd key, which is then refused by name.
+
+    As with a real one, `;` parts pairs too, and of a value with a bare `=` only what stands before it counts: what a
+    client forgets to encode is not put right here, or it would fail on the real one only.
+    """
     given: dict[str, Any] = {}
-    for name, value in parse_qsl(text, keep_blank_values=True, separator="&"):
+    for pair in re.split("[&;]", text):
+        name, equals, rest = pair.partition("=")
+        name = unquote_plus(name)
+        if not equals:
+            given.setdefault(name, "")
+            continue
+        value = unquote_plus(rest.partition("=")[0])
         if name in given:
             present = given[name]
             given[name] = [*present, value] if isinstance(present, list) else [present, value]
         else:
             given[name] = value
+    if given.get("") == "":
+        del given[""]
     return given
 
 
-def _success(form: str, data: Any) -> Response:
+def _success(request: Request, form: str, data: Any) -> Response:
+    cut = None
+    if isinstance(data, Cut):
+        data, cut = data.data, data.bytes
+    if isinstance(data, Response):
+        return data
+    if isinstance(data, Channel):
+        if request.headers.get("upgrade"):
+            return websocket.accept(request, data)
+        data = data.data
     body = {"data": data.data, "total": data.total} if isinstance(data, Page) else {"data": data}
-    return _json(200, "OK", {**body, "success": 1} if form == "extjs" else body)
+    if body.get("total") == 0:
+        del body["total"]
+    is_upload = request.headers.get("content-type", "").startswith("multipart/")
+    return _encode(form, 200, "OK", body if form == "json" else {**body, "success": 1}, cut=cut, closes=is_upload)
 
 
 def _failure(form: str, refusal: Refusal) -> Response:
@@ -161,11 +205,14 @@ def _failure(form: str, refusal: Refusal) -> Response:
     body: dict[str, Any] = {"data": None, "message": message}
     if refusal.errors:
         body["errors"] = refusal.errors
-    if form == "extjs":
-        return _json(200, "OK", {**body, "success": 0, "status": refusal.status})
-    return _json(refusal.status, refusal.message, body, closes=True)
+    if form != "json":
+        return _encode(form, 200, "OK", {**body, "success": 0, "status": refusal.status})
+    return _encode(form, refusal.status, refusal.message, body, closes=True)
 
 
-def _json(status: int, reason: str, body: dict[str, Any], *, closes: bool = False) -> Response:
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(status, reason, data, CONTENT_TYPE, closes=closes)
+def _encode(form: str, status: int, reason: str, body: dict[str, Any], **marks: Any) -> Response:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    if form == "htmljs":
+        data = html.escape(text).encode("ascii", "xmlcharrefreplace")
+        return Response(status, reason, data, "text/html;charset=UTF-8", **marks)
+    return Response(status, reason, text.encode("utf-8", "replace"), CONTENT_TYPE, **marks)

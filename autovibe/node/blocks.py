@@ -96,6 +96,23 @@ def await_job(monitor: Monitor, job: str) -> None:
         raise MonitorError(f"VM {monitor.vmid} job '{job}' failed - {state['error']}")
 
 
+def cancel_jobs(monitor: Monitor) -> list[str]:
+    """End the jobs a node that is gone had begun; what each was. A merge (`pull-`) is left to come to its end."""
+    done = []
+    for each in monitor.execute("query-jobs"):
+        job = str(each["id"])
+        if not job.startswith("pull-") and each["status"] != "concluded":
+            monitor.execute("job-cancel", id=job)
+            done.append(f"cancelled job '{job}'")
+        with contextlib.suppress(MonitorError):  # its error was the former node's affair
+            await_job(monitor, job)
+    for node in monitor.execute("query-named-block-nodes", flat=True):
+        if str(node["node-name"]).startswith("moved-"):
+            with contextlib.suppress(MonitorError):  # the VM uses it: the move was complete
+                monitor.execute("blockdev-del", node_name=node["node-name"])
+    return done
+
+
 def _job(monitor: Monitor, job: str) -> dict[str, Any]:
     for each in monitor.execute("query-jobs"):
         if each["id"] == job:

@@ -148,7 +148,7 @@ def _custom(config: Mapping[str, str], kind: str, snippet: Snippet | None) -> st
 
 def _quote(text: str) -> str:
     """A YAML scalar: plain where that reads back as the same text, else single-quoted."""
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_@./+=-]*( [A-Za-z0-9_@./+=-]+)*", text) and yaml.safe_load(text) == text:
+    if re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$@./+=-]*( [A-Za-z0-9_@./+=-]+)*", text) and yaml.safe_load(text) == text:
         return text
     return "'" + text.replace("'", "''").replace("\n", " ") + "'"
 

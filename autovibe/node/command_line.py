@@ -1,42 +1,28 @@
-"""From a VM's config to QEMU's argv: what each key of the config becomes as a device.
+"""From a VM's config to QEMU's argv: what each key of the config becomes.
 
 Keys and option strings are Proxmox's (`scsi0: local:…,discard=on`, `net0: virtio=BC:24:…,bridge=vmbr0`). A value that
-reaches QEMU goes through a pattern or into JSON, so a config cannot smuggle an option in.
+reaches QEMU goes through a pattern or into JSON, so a config cannot smuggle an option in; only `args`, which root@pam
+alone can set, is given as it stands.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from autovibe.node.cloudinit import parse_ipconfig
-from autovibe.node.volume import format_of
+from autovibe.node import devices, firmware, processors, qemu_console
+from autovibe.node.devices import ConfigError, Properties, options
 
-NIC_MODELS = {
-    "virtio": "virtio-net-pci",
-    "e1000": "e1000",
-    "e1000e": "e1000e",
-    "rtl8139": "rtl8139",
-    "vmxnet3": "vmxnet3",
-}
-SCSI_CONTROLLERS = {
-    "lsi": "lsi53c895a",
-    "lsi53c810": "lsi53c810",
-    "megasas": "megasas",
-    "pvscsi": "pvscsi",
-    "virtio-scsi-pci": "virtio-scsi-pci",
-    "virtio-scsi-single": "virtio-scsi-pci",
-}
-_DRIVE = re.compile(r"(ide|sata|scsi|virtio)(\d{1,2})")
+__all__ = ["ConfigError", "Places", "build", "options"]
+
+_DRIVE = re.compile(r"(ide|sata|scsi|virtio)\d{1,2}")
+_MACHINE = re.compile(r"(pc|q35|virt)[A-Za-z0-9.+-]*")
+_CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,+=-]*")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
-class ConfigError(Exception):
-    """The config asks for something QEMU cannot be given."""
 
 
 class Places(NamedTuple):
@@ -45,6 +31,7 @@ class Places(NamedTuple):
     pid: Path
     qmp: Path
     agent: Path
+    vnc: Path
 
 
 def build(
@@ -55,14 +42,20 @@ def build(
     *,
     accel: str,
     forward: tuple[str, int],
+    is_restricted: bool = False,
 ) -> list[str]:
-    """The whole argv. `forward` is the host address and port that lead to port 22 of the guest's first card."""
-    order = _boot_order(config, drives)
-    argv = ["qemu-system-x86_64", "-name", f"vm-{vmid}", "-no-user-config", "-nodefaults"]
-    argv += ["-machine", f"{machine(config)},usb=off", *_accel(accel)]
-    argv += ["-smp", f"{cpus(config)},sockets={_int(config, 'sockets', 1)},cores={_int(config, 'cores', 1)},threads=1"]
-    argv += ["-m", f"{_memory(config)}M", *_identity(config)]
-    argv += ["-display", "none", "-vga", "none" if "serial" in config.get("vga", "") else "std", "-rtc", "base=utc"]
+    """The whole argv. `forward` is the host address and port that lead to port 22 of the guest's first card.
+
+    `is_restricted` is what the firewall says of the way out.
+    """
+    _refuse_missing(config)
+    order = devices.boot_order(config, drives)
+    argv = [*processors.scheduling(config), "qemu-system-x86_64"]
+    argv += ["-name", f"vm-{vmid}", "-no-user-config", "-nodefaults"]
+    argv += ["-machine", _fitting(_MACHINE, processors.machine_properties(config)), *_accel(config, accel)]
+    argv += ["-smp", processors.topology(config), "-m", f"{processors.memory_mb(config)}M"]
+    argv += [*processors.numa(config), *_identity(config), *firmware.arguments(config, drives)]
+    argv += ["-rtc", _clock(config), *qemu_console.arguments(config, _path(places.vnc))]
     argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     argv += [
         "-chardev",
@@ -70,161 +63,176 @@ def build(
         "-mon",
         "chardev=qmp,mode=control",
     ]
-    argv += ["-chardev", "ringbuf,id=console,size=262144", "-serial", "chardev:console"]
-    argv += ["-device", "virtio-serial-pci,id=channels"]
+    for bridge in processors.bridges(_buses(config), config):
+        argv += ["-device", bridge]
+    argv += _device({"driver": "virtio-serial-pci", "id": "channels", **devices.place("channels")})
     argv += ["-chardev", f"socket,id=agent,path={_path(places.agent)},server=on,wait=off"]
-    argv += ["-device", "virtserialport,bus=channels.0,chardev=agent,name=org.qemu.guest_agent.0"]
-    argv += ["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]
-    for key in sorted(drives, key=_natural):
-        argv += _drive(key, drives[key], config, order)
+    port = {"driver": "virtserialport", "bus": "channels.0", "chardev": "agent", "name": "org.qemu.guest_agent.0"}
+    argv += _device(port)  # as its bus: QEMU makes what is not in JSON first
+    argv += [*_random(config), *_extras(config), *_drives(config, drives, order)]
     for key in sorted((key for key in config if re.fullmatch(r"net\d+", key)), key=_natural):
-        argv += _nic(key, config, order, forward)
-    return [*argv, "-pidfile", str(places.pid)]
+        argv += ["-netdev", json.dumps(devices.netdev(key, config, forward, is_restricted=is_restricted))]
+        argv += _device(devices.nic_device(key, config, order))
+    return [*argv, *shlex.split(config.get("args", "")), "-pidfile", str(places.pid)]
 
 
-def machine(config: Mapping[str, str]) -> str:
-    return "q35" if "q35" in config.get("machine", "") else "pc"
+def _refuse_missing(config: Mapping[str, str]) -> None:
+    """What this node can hold in a config, and has nothing to make it of."""
+    for key, text in config.items():
+        kind = key.rstrip("0123456789")
+        if kind in ("hostpci", "usb", "parallel", "virtiofs") or (kind == "serial" and text != "socket"):
+            raise ConfigError(f"{key}: this node hands no hardware of the host to guests")
+        if key in ("amd-sev", "intel-tdx", "hugepages", "ivshmem", "tpmstate0"):
+            raise ConfigError(f"{key}: this node has no {_MISSING[key]}")
+        if key == "hookscript":
+            raise ConfigError(f"hookscript: this node does not run '{text}' on its host")
+        if _DRIVE.fullmatch(key) and options(text).get("snapshot") == "1":
+            raise ConfigError(f"{key}: drives whose changes are dropped (snapshot=1) are not supported")
+        if _DRIVE.fullmatch(key) and options(text).get("scsiblock") == "1":
+            raise ConfigError(f"{key}: this node hands no hardware of the host to guests")
 
 
-def cpus(config: Mapping[str, str]) -> int:
-    return _int(config, "sockets", 1) * _int(config, "cores", 1)
+_MISSING = {
+    "amd-sev": "encrypted memory",
+    "intel-tdx": "trust domains",
+    "hugepages": "huge pages",
+    "ivshmem": "memory that guests share",
+    "tpmstate0": "TPM emulator",
+}
 
 
-def options(text: str) -> dict[str, str]:
-    """An option string as a mapping; what stands first without a key (a volid) is under ''."""
-    first, _, rest = text.partition(",")
-    key, equals, value = first.partition("=")
-    found = {key: value} if equals and re.fullmatch(r"[a-z0-9-]+", key) else {"": first}
-    return found | dict(part.split("=", 1) for part in rest.split(",") if "=" in part)
-
-
-def _accel(accel: str) -> list[str]:
+def _accel(config: Mapping[str, str], accel: str) -> list[str]:
+    accel = processors.accelerator(config, accel)
+    cpu = _fitting(_CPU, processors.model(config, accel))
     if accel == "kvm":
-        return ["-accel", "kvm", "-cpu", "host"]
+        return ["-accel", "kvm", "-cpu", cpu]
     # QEMU's own bound on translated code is 1 GiB a VM; Debian boots as fast with 256 MiB.
-    return ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"]
+    return ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", cpu]
+
+
+def _fitting(pattern: re.Pattern[str], text: str) -> str:
+    head = text.partition(",usb=")[0]
+    if not pattern.fullmatch(head):
+        raise ConfigError(f"invalid argument '{head}'")
+    return text
 
 
 def _identity(config: Mapping[str, str]) -> Iterator[str]:
-    uuid = options(config.get("smbios1", "")).get("uuid", "")
+    smbios = options(config.get("smbios1", ""))
+    uuid = smbios.get("uuid", "")
     if _UUID.fullmatch(uuid):
-        yield from ("-uuid", uuid, "-smbios", f"type=1,uuid={uuid}")
+        yield from ("-uuid", uuid)
+    if table := _smbios(smbios):
+        yield from ("-smbios", f"type=1,{table}")
     if _UUID.fullmatch(config.get("vmgenid", "")):
         yield from ("-device", f"vmgenid,guid={config['vmgenid']}")
+
+
+def _smbios(given: Mapping[str, str]) -> str:
+    found = {}
+    for key in ("uuid", "manufacturer", "product", "version", "serial", "sku", "family"):
+        if text := given.get(key):
+            found[key] = firmware.decode(text) if given.get("base64") == "1" and key != "uuid" else text
+    return ",".join(f"{key}={text.replace(',', ',,')}" for key, text in found.items())
+
+
+def _clock(config: Mapping[str, str]) -> str:
+    start = config.get("startdate", "now")
+    if start != "now":
+        day, _, time = start.partition("T")
+        date = "-".join(part.zfill(2) for part in day.split("-"))
+        return f"base={date}T" + (":".join(part.zfill(2) for part in time.split(":")) if time else "00:00:00")
+    is_windows = config.get("ostype", "").startswith("w")
+    return "base=localtime" if config.get("localtime", "1" if is_windows else "0") == "1" else "base=utc"
+
+
+# Fixed devices
+
+
+def _buses(config: Mapping[str, str]) -> set[str]:
+    """The PCI buses something of the config sits on. That of single SCSI controllers is there for later disks too."""
+    found = {devices.place(key)["bus"] for key in config if re.fullmatch(r"(net|virtio)\d+", key)}
+    if config.get("scsihw") == "virtio-scsi-single":
+        found.add("pci.3")
+    for key in config:
+        if key.startswith("scsi") and _DRIVE.fullmatch(key) and (controller := devices.controller(key, config)):
+            found.add(controller["bus"])
+    if config.get("tablet") == "1" or "audio0" in config:
+        found.add("pci.1")
+    return found
+
+
+def _random(config: Mapping[str, str]) -> Iterator[str]:
+    """A source of random numbers, which each guest has: without one its first boot may wait long."""
+    chosen = options(config.get("rng0", ""))
+    source = chosen.get("source", chosen.get("", "")) or "/dev/urandom"
+    if source == "/dev/hwrng":
+        raise ConfigError("rng0: this node hands no hardware of the host to guests")
+    yield from ("-object", f"rng-random,id=random,filename={source}")
+    card: Properties = {"driver": "virtio-rng-pci", "id": "rng0", "rng": "random", **devices.place("rng0")}
+    if "max_bytes" in chosen and chosen["max_bytes"] != "0":
+        card |= {"max-bytes": int(chosen["max_bytes"]), "period": int(chosen.get("period", 1000))}
+    yield from _device(card)
+
+
+def _extras(config: Mapping[str, str]) -> Iterator[str]:
+    if config.get("balloon") != "0":
+        yield from _device({"driver": "virtio-balloon-pci", "id": "balloon0", **devices.place("balloon0")})
+    if "watchdog" in config:
+        chosen = options(config["watchdog"])
+        kind = chosen.get("model", chosen.get("", "i6300esb"))
+        spot = devices.place("watchdog0") if kind == "i6300esb" else {}
+        yield from _device({"driver": kind, "id": "watchdog0", **spot})
+        yield from ("-action", f"watchdog={chosen.get('action', 'reset')}")
+    if config.get("tablet") == "1":
+        yield from _device({"driver": "qemu-xhci", "id": "xhci", **devices.place("xhci")})
+        yield from _device({"driver": "usb-tablet", "id": "tablet", "bus": "xhci.0", "port": "1"})
+    if "audio0" in config:
+        yield from _audio(options(config["audio0"])["device"])
+    if keyboard := config.get("keyboard"):
+        yield from ("-k", keyboard)
+    if config.get("reboot") == "0":
+        yield "-no-reboot"
+    if config.get("freeze") == "1":
+        yield "-S"
+
+
+def _audio(device: str) -> Iterator[str]:
+    """A sound card whose sound goes nowhere."""
+    yield from ("-audiodev", "none,id=silence")
+    spot = devices.place("audio0")
+    if device == "AC97":
+        yield from _device({"driver": device, "id": "audio0", "audiodev": "silence", **spot})
+        return
+    yield from _device({"driver": device, "id": "audio0", **spot})
+    for number, codec in enumerate(("hda-micro", "hda-duplex")):
+        name = f"audio0-codec{number}"
+        yield from _device({"driver": codec, "id": name, "bus": "audio0.0", "cad": number, "audiodev": "silence"})
 
 
 # Drives
 
 
-def _drive(key: str, path: Path, config: Mapping[str, str], order: Mapping[str, int]) -> Iterator[str]:
-    match = _DRIVE.fullmatch(key)
-    if match is None:
-        raise ConfigError(f"unable to parse drive '{key}'")
-    bus, index = match[1], int(match[2])
-    chosen = options(config.get(key, ""))
-    is_cdrom = chosen.get("media") == "cdrom"
-    node = {
-        "driver": format_of(path),
-        "node-name": f"drive-{key}",
-        "read-only": is_cdrom or chosen.get("ro") == "1",
-        "discard": "unmap" if chosen.get("discard") == "on" else "ignore",
-        "file": {"driver": "file", "filename": str(path)},
-    }
-    yield from ("-blockdev", json.dumps(node))
-    device: dict[str, Any] = {"id": key, "drive": f"drive-{key}"}
-    if key in order:
-        device["bootindex"] = order[key]
-    if "serial" in chosen:
-        device["serial"] = chosen["serial"][:20]
-    controller, place = _bus(bus, index, is_cdrom, config)
-    yield from controller
-    yield from ("-device", json.dumps(place | device))
+def _drives(config: Mapping[str, str], drives: Mapping[str, Path], order: Mapping[str, int]) -> Iterator[str]:
+    made: set[str] = set()
+    discs = {key for key, text in config.items() if _DRIVE.fullmatch(key) and "media=cdrom" in text}
+    for key in sorted({*(key for key in drives if _DRIVE.fullmatch(key)), *discs}, key=_natural):
+        if key in drives:
+            yield from ("-blockdev", json.dumps(devices.drive_node(key, drives[key], options(config.get(key, "")))))
+        controller = devices.controller(key, config)
+        device = devices.drive_device(key, config, order, has_medium=key in drives)
+        for each in (controller, device):
+            if each is not None and "iothread" in each and each["iothread"] not in made:
+                made.add(each["iothread"])
+                yield from ("-object", f"iothread,id={each['iothread']}")
+        if controller is not None and controller["id"] not in made:
+            made.add(controller["id"])
+            yield from _device(controller)
+        yield from _device(device)
 
 
-def _bus(bus: str, index: int, is_cdrom: bool, config: Mapping[str, str]) -> tuple[list[str], dict[str, Any]]:
-    """The controller a drive needs before it (none where an earlier drive brought it), and the drive's place on it."""
-    kind = "cd" if is_cdrom else "hd"
-    if bus == "virtio":
-        return [], {"driver": "virtio-blk-pci"}
-    if bus == "ide" and machine(config) == "pc":
-        return [], {"driver": f"ide-{kind}", "bus": f"ide.{index // 2}", "unit": index % 2}
-    if bus == "ide":
-        return [], {"driver": f"ide-{kind}", "bus": f"ide.{index}"}
-    if bus == "sata":
-        return _once("ahci,id=ahci0", index, config, "sata"), {"driver": f"ide-{kind}", "bus": f"ahci0.{index}"}
-    hardware = config.get("scsihw", "lsi")
-    if hardware not in SCSI_CONTROLLERS:
-        raise ConfigError(f"unknown scsihw '{hardware}'")
-    if hardware == "virtio-scsi-single":
-        controller = ["-device", f"{SCSI_CONTROLLERS[hardware]},id=scsihw{index}"]
-        return controller, {"driver": f"scsi-{kind}", "bus": f"scsihw{index}.0", "scsi-id": 0, "lun": index}
-    name = f"{SCSI_CONTROLLERS[hardware]},id=scsihw0"
-    return _once(name, index, config, "scsi"), {"driver": f"scsi-{kind}", "bus": "scsihw0.0", "scsi-id": index % 7}
-
-
-def _once(device: str, index: int, config: Mapping[str, str], bus: str) -> list[str]:
-    lowest = min(int(match[2]) for key in config if (match := _DRIVE.fullmatch(key)) and match[1] == bus)
-    return ["-device", device] if index == lowest else []
-
-
-def _boot_order(config: Mapping[str, str], drives: Mapping[str, Path]) -> dict[str, int]:
-    """`boot: order=scsi0;net0`, or where it says nothing: disks, then discs."""
-    listed = options(config.get("boot", "")).get("order")
-    names = listed.split(";") if listed else sorted(drives, key=lambda key: ("media=cdrom" in config[key], key))
-    return {name: position for position, name in enumerate(names, 1) if name in drives or name in config}
-
-
-# Network cards
-
-
-def _nic(key: str, config: Mapping[str, str], order: Mapping[str, int], forward: tuple[str, int]) -> Iterator[str]:
-    """User networking: no root, no bridge; the guest reaches out, and only its SSH port can be reached."""
-    chosen = options(config[key])
-    model = next((name for name in NIC_MODELS if name in chosen), None) or chosen.get("model", chosen.get("", ""))
-    if model not in NIC_MODELS:
-        raise ConfigError(f"{key}: unsupported network card '{model}'")
-    index = int(key[3:])
-    network = {"type": "user", "id": key, "ipv6": False, **_subnet(config.get(f"ipconfig{index}", ""))}
-    guest = network.get("dhcpstart", "")
-    if index == 0:
-        network["hostfwd"] = [{"str": f"tcp:{forward[0]}:{forward[1]}-{guest}:22"}]
-    yield from ("-netdev", json.dumps(network))
-    device: dict[str, Any] = {"driver": NIC_MODELS[model], "id": f"nic{index}", "netdev": key}
-    mac = chosen.get(model) or chosen.get("macaddr")
-    if mac:
-        if not re.fullmatch(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}", mac):
-            raise ConfigError(f"{key}: invalid MAC address '{mac}'")
-        device["mac"] = mac
-    if key in order:
-        device["bootindex"] = order[key]
-    yield from ("-device", json.dumps(device))
-
-
-def _subnet(ipconfig: str) -> dict[str, str]:
-    """The user network in which a guest's static address is right; {} (10.0.2.0/24, DHCP) where it has none."""
-    ip = parse_ipconfig(ipconfig)
-    try:
-        guest = ipaddress.IPv4Interface(ip.get("ip", ""))
-        gateway = ipaddress.IPv4Address(ip["gw"]) if "gw" in ip else None
-    except ValueError:
-        return {}
-    if guest.network.prefixlen > 29 or guest.ip not in guest.network:
-        return {}
-    spare = (each for each in guest.network.hosts() if each not in (guest.ip, gateway))
-    host = gateway if gateway in guest.network else next(spare)
-    return {"net": str(guest.network), "host": str(host), "dns": str(next(spare)), "dhcpstart": str(guest.ip)}
-
-
-# Values
-
-
-def _memory(config: Mapping[str, str]) -> int:
-    text = str(config.get("memory", "512"))
-    return int(options(text).get("current", text))
-
-
-def _int(config: Mapping[str, str], key: str, default: int) -> int:
-    return int(config.get(key, default))
+def _device(properties: Properties) -> list[str]:
+    return ["-device", json.dumps(properties)]
 
 
 def _path(path: Path) -> str:

@@ -1,6 +1,6 @@
-"""The storage `local`: a directory of qcow2 (or raw) files whose snapshots lie inside the qcow2 files.
+"""A storage of type `dir` (`local` is one): a directory of qcow2 or raw files; snapshots lie inside the qcow2 files.
 
-    images/<vmid>/vm-<vmid>-disk-0.qcow2   import/   template/iso/   snippets/
+    images/<vmid>/vm-<vmid>-disk-0.qcow2   import/   template/iso/   template/cache/   snippets/
 
 QEMU cannot back an overlay onto an internal snapshot, so a linked clone is possible from a base volume alone, which is
 what a directory storage of Proxmox answers too.
@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from autovibe.node import blocks, qemu_img
@@ -31,14 +32,18 @@ from autovibe.node.volume import (
     sync,
 )
 
-_FOLDERS = {"import": "import", "iso": "template/iso", "snippets": "snippets"}
+_FOLDERS = {"import": "import", "iso": "template/iso", "snippets": "snippets", "vztmpl": "template/cache"}
 
 
 class Directory:
-    """The storage's verbs; `Disks` is the door to them, and says what each means."""
+    """The storage's verbs; `Disks` is the door to them, and says what each means.
+
+    `default_format` and `preallocation` are of the storage's configuration, which may change at any time.
+    """
 
     type = "dir"
-    content = ("images", "import", "iso", "snippets")
+    default_format = "qcow2"
+    preallocation = "off"
 
     def __init__(self, name: str, root: Path) -> None:
         self.name = name
@@ -95,16 +100,20 @@ class Directory:
     # Making and removing
 
     def allocate(self, vmid: int, *, size: int, name: str | None, format: str | None) -> str:
-        format = format or (extension(name) if name and "." in name else "qcow2")
+        format = format or (extension(name) if name and "." in name else self.default_format)
         with partial_file(self.partial(format)) as partial:
-            qemu_img.create(partial, format=format, size=size)
+            qemu_img.create(partial, format=format, size=size, preallocation=self.preallocation)
             return self.adopt(partial, vmid, name)
 
     def partial(self, format: str | None = None) -> Path:
         """A name to make an image under before `adopt`; its suffix tells the format."""
         if format not in (None, "qcow2", "raw"):
             raise DiskError(f"unsupported format '{format}'")
-        return self._images / f"partial-{secrets.token_hex(4)}.{format or 'qcow2'}"
+        return self._images / f"partial-{secrets.token_hex(4)}.{format or self.default_format}"
+
+    def incoming(self, content: str) -> Path:
+        """A name to receive a file under before it gets its own."""
+        return self.root / _FOLDERS[content] / f"partial-{secrets.token_hex(8)}"
 
     def adopt(self, partial: Path, vmid: int, name: str | None = None, base: str | None = None) -> str:
         """Move a finished image to a volume's name."""
@@ -128,6 +137,19 @@ class Directory:
             if isinstance(parsed, ImageName) and not any(path.parent.iterdir()):
                 path.parent.rmdir()
         return []
+
+    def rename(self, name: str, vmid: int) -> str:
+        with self._lock:
+            path, image = self.path(name), self._image(name)
+            folder = self._images / str(vmid)
+            folder.mkdir(exist_ok=True)
+            target = self._free_name(vmid, None, image.format)
+            path.rename(folder / target)
+            sync(folder)
+            sync(path.parent)
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+        return f"{self.name}:{f'{image.base_vmid}/{image.base_name}/' if image.base_name else ''}{vmid}/{target}"
 
     def make_base(self, name: str) -> str:
         with self._lock:
@@ -194,9 +216,17 @@ class Directory:
             qemu_img.snapshot(path, "-a", snapshot)
         return []
 
+    def unnamed_files(self, named: Iterable[str]) -> list[Path]:
+        wanted = {self.path(name, must_exist=False) for name in named}
+        wanted |= {path.parent / backing for path in wanted if path.exists() and (backing := _backing(path))}
+        resolved = {os.path.normpath(path) for path in wanted}
+        left = [path for path in self._images.rglob("*") if path.is_file() and str(path) not in resolved]
+        return left + [path for folder in _FOLDERS.values() for path in (self.root / folder).glob("partial-*")]
+
     def recover(self) -> list[str]:
         """Remove what a killed node left unfinished."""
-        left = [*self._images.glob("partial-*"), *self._images.glob("*/partial-*")]
+        folders = (self._images, *(self.root / folder for folder in _FOLDERS.values()))
+        left = [path for folder in folders for path in folder.glob("partial-*")] + [*self._images.glob("*/partial-*")]
         for path in left:
             path.unlink()
         return [f"removed unfinished '{path.name}'" for path in left]
@@ -250,7 +280,8 @@ class Directory:
             told = self.path(name).stat()
         except (DiskError, OSError):
             return None
-        format = {"iso": "iso", "snippets": "snippet"}.get(content, extension(path.name))
+        format = {"iso": "iso", "snippets": "snippet", "vztmpl": f"t{extension(path.name)}"}.get(content)
+        format = format or extension(path.name)
         volid, used = f"{self.name}:{name}", told.st_blocks * 512
         return Volume(volid, self.name, format, told.st_size, used, None, None, content, int(told.st_ctime))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from autovibe.node.options import DRIVE, DRIVE_KEYS
+from autovibe.node.options import DISK_KEYS
 from autovibe.node.parameters import split_properties
+from autovibe.node.property_strings import ANY_DRIVE
 from autovibe.node.refusal import Refusal
 
 Drive = dict[str, str]
@@ -21,7 +22,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def parse(text: str) -> Drive:
     """The properties of a drive string; the volume is under `file`."""
     try:
-        return split_properties(DRIVE, text)
+        return split_properties(ANY_DRIVE, text)
     except ValueError as error:
         raise Refusal(f"unable to parse drive options - {error}") from None
 
@@ -62,7 +63,7 @@ def new_cloudinit(drive: Mapping[str, str]) -> str | None:
 
 def attached(values: Mapping[str, str]) -> Iterator[tuple[str, Drive]]:
     """The drives of a configuration, by bus and number."""
-    for key in DRIVE_KEYS:
+    for key in DISK_KEYS:
         if key in values:
             yield key, parse(values[key])
 
@@ -73,9 +74,10 @@ def disks(values: Mapping[str, str]) -> Iterator[tuple[str, Drive]]:
 
 
 def owned_volumes(values: Mapping[str, str]) -> list[str]:
-    """Volumes that belong to the configuration, unused ones too; each once."""
+    """Volumes that belong to the configuration, unused ones and a saved RAM too; each once."""
     found = [drive["file"] for _, drive in attached(values) if is_owned(drive)]
     found += [parse(text)["file"] for key, text in values.items() if _UNUSED.fullmatch(key)]
+    found += [values["vmstate"]] if values.get("vmstate") else []
     return list(dict.fromkeys(found))
 
 

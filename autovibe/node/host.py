@@ -60,6 +60,16 @@ def status(home: Path, version: str) -> dict[str, Any]:
     }
 
 
+def timezone() -> str:
+    """The name of the host's time zone, as in `Europe/Vienna`."""
+    try:
+        name = Path("/etc/timezone").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        name = ""
+    _, found, place = os.path.realpath("/etc/localtime").partition("/zoneinfo/")
+    return name or (place if found else "UTC")
+
+
 @functools.cache
 def qemu_version() -> str:
     """As in `7.2.22`; `0` where there is no QEMU."""

@@ -32,13 +32,22 @@ class Monitor:
 
     def execute(self, command: str, /, **arguments: Any) -> Any:
         """Run a QMP command and answer what it returned; an underscore in an argument's name stands for a hyphen."""
+        return self._ask(command, {key.replace("_", "-"): value for key, value in arguments.items()})
+
+    def send(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Run a command whose arguments have underscores in their names, which are given as they are."""
+        return self._ask(command, arguments)
+
+    def give(self, name: str, descriptor: int) -> None:
+        """Hand QEMU an open file, which it knows as `fd:<name>` until a command takes it."""
+        self._ask("getfd", {"fdname": name}, descriptor)
+
+    def _ask(self, command: str, arguments: dict[str, Any], *descriptors: int) -> Any:
         with self._lock:
             try:
                 if self._connection is None:
                     self._connection = _Connection(self._path)
-                answer = self._connection.call(
-                    command, {key.replace("_", "-"): value for key, value in arguments.items()}
-                )
+                answer = self._connection.call(command, arguments, *descriptors)
             except (OSError, ValueError) as error:
                 self._drop()
                 reason = "got timeout" if isinstance(error, TimeoutError) else f"unable to connect to VM: {error}"
@@ -80,12 +89,16 @@ class _Connection:
             self.close()
             raise
 
-    def call(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Send a command; its answer. Events, which come in between, are passed over."""
+    def call(self, command: str, arguments: dict[str, Any], *descriptors: int) -> dict[str, Any]:
+        """Send a command, with open files beside it; its answer. Events, which come in between, are passed over."""
         self._serial += 1
         request = {"execute": command, "arguments": arguments, "id": self._serial}
         self._socket.settimeout(TIMEOUT_SECONDS)
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        text = json.dumps(request).encode() + b"\n"
+        if descriptors:  # a short message goes out whole
+            socket.send_fds(self._socket, [text], descriptors)
+        else:
+            self._socket.sendall(text)
         return next(message for message in self._messages() if message.get("id") == self._serial)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,9 @@ from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.state import Upload
 
 _FIELD_BYTES = 16 << 10
+_SPARE_BYTES = 256 << 20
+"""Free space that an upload must leave: running VMs are not to meet a full disk."""
+_SPACE_EVERY = 16 << 20
 
 
 def receive(content_type: str, body: Iterable[bytes], directory: Path) -> tuple[dict[str, str], Upload | None]:
@@ -21,7 +25,7 @@ def receive(content_type: str, body: Iterable[bytes], directory: Path) -> tuple[
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise faulty({"filename": "the body must be multipart/form-data"})
+        raise _failed(f"upload 'Content-Type '{content_type}' not implemented")
     parts = _Parts(directory)
     try:
         parser = MultipartParser(boundary, parts.callbacks())  # type: ignore[arg-type]
@@ -30,7 +34,7 @@ def receive(content_type: str, body: Iterable[bytes], directory: Path) -> tuple[
         parser.finalize()
     except MultipartParseError as error:
         parts.discard()
-        raise Refusal(f"upload failed - {error}", status=400) from None
+        raise _failed(f"upload failed - {error}") from None
     except OSError as error:
         parts.discard()
         raise Refusal(f"upload failed - {error.strerror}") from error
@@ -39,8 +43,13 @@ def receive(content_type: str, body: Iterable[bytes], directory: Path) -> tuple[
         raise
     if not parts.is_complete:
         parts.discard()
-        raise Refusal("upload failed - the body ended early", status=400)
+        raise _failed("upload failed")
     return parts.fields, parts.upload()
+
+
+def _failed(reason: str) -> Refusal:
+    """As the real one's server refuses an upload it cannot read, before the API has seen it."""
+    return Refusal(reason, status=501, is_bare=True)
 
 
 class _Parts:
@@ -99,14 +108,17 @@ class _Parts:
         if filename is None:
             return
         if self._name != "filename" or self._path is not None:
-            raise faulty({self._name or "filename": "a file is expected once, in the field 'filename'"})
+            raise _failed(f"wrong field name '{self._name}' for file upload, expected 'filename'")
         self._filename = filename.decode("utf-8", "replace")
         self._path = self._directory / f"upload-{secrets.token_hex(8)}"
+        _require_space(self._directory)
         self._file = self._path.open("xb")
 
     def _take(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
             self._file.write(memoryview(data)[start:end])
+            if self._size // _SPACE_EVERY != (self._size + end - start) // _SPACE_EVERY:
+                _require_space(self._directory)
             self._size += end - start
             return
         self._text += data[start:end]
@@ -122,3 +134,9 @@ class _Parts:
 
     def _finish(self) -> None:
         self.is_complete = True
+
+
+def _require_space(directory: Path) -> None:
+    told = os.statvfs(directory)
+    if told.f_bavail * told.f_frsize < _SPARE_BYTES:
+        raise Refusal("upload failed - No space left on device")

@@ -15,8 +15,8 @@ from autovibe.node.refusal import faulty
 Kind = Literal["string", "integer", "number", "boolean", "array"]
 Check = Callable[[str], object]
 
-_INTEGER = re.compile(r"[+-]?\d{1,18}")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d+)?|\.\d+)")
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d+)?|\.\d+)", re.ASCII)
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -24,6 +24,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 class Param:
     """One parameter. `form` is a check that raises ValueError, or the table of a property string (`k=v,k=v`).
 
+    `rule` is a check of the whole text beside a property string's table.
     In such a table `default_key` marks the property that may stand without its key, `alias` sends the value to another
     property, and `key_alias` keeps the key used as the value of one more (`virtio=<MAC>` gives model and macaddr).
     `is_multiline` lets newlines through, `is_binary` every character: for text that never gets into a configuration.
@@ -38,6 +39,7 @@ class Param:
     pattern: str | None = None
     enum: tuple[str, ...] = ()
     form: Check | Mapping[str, Param] | None = None
+    rule: Check | None = None
     requires: str = ""
     default_key: bool = False
     alias: str = ""
@@ -148,12 +150,13 @@ def _check_string(param: Param, text: str, path: str) -> str:
         raise ValueError(f"value may only be {param.max_length} characters long")
     if isinstance(param.form, Mapping):
         parse_properties(param.form, text, path)
-    elif param.form is not None:
+    for check_text in (None if isinstance(param.form, Mapping) else param.form, param.rule):
         try:
-            param.form(text)
+            if check_text is not None:
+                check_text(text)
         except ValueError as error:
             raise ValueError(f"invalid format - {error}\n") from None
-    if param.pattern is not None and not re.fullmatch(param.pattern, text):
+    if param.pattern is not None and not re.fullmatch(param.pattern, text, re.ASCII):
         raise ValueError("value does not match the regex pattern")
     if param.enum and text not in param.enum:
         raise ValueError(f"value '{text}' does not have a value in the enumeration '{', '.join(param.enum)}'")

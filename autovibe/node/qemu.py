@@ -10,6 +10,7 @@ import base64
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -20,9 +21,10 @@ from typing import Any
 import psutil
 
 from autovibe.node import accel as accelerators
-from autovibe.node import command_line
+from autovibe.node import blocks, command_line, qemu_console, qemu_state
 from autovibe.node.agent import Agent, AgentError
 from autovibe.node.command_line import ConfigError
+from autovibe.node.firewall import Firewall
 from autovibe.node.monitor import Monitor, MonitorError
 
 __all__ = ["Agent", "ConfigError", "Monitor", "MonitorError", "Qemu", "QemuError", "forward_address"]
@@ -66,10 +68,20 @@ class Qemu:
 
     # Life
 
-    def start(self, vmid: int, config: Mapping[str, str], drives: Mapping[str, Path]) -> None:
+    def start(
+        self,
+        vmid: int,
+        config: Mapping[str, str],
+        drives: Mapping[str, Path],
+        *,
+        state: Path | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """Start a VM. `drives` gives the file of each of the config's drives; an empty disc drive has none.
 
-        Raises QemuError, with QEMU's own words in it.
+        With a `state` (the file of a `save_state`) the VM is what it was then, and paused until `resume`; the config's
+        `runningmachine` and `runningcpu` are those it was saved with. `timeout` is how many seconds QEMU may take until
+        it answers. Raises QemuError, with QEMU's own words in it.
         """
         if self.is_running(vmid):
             raise QemuError(f"VM {vmid} already running")
@@ -79,12 +91,17 @@ class Qemu:
         self._forget(vmid)
         forward = (forward_address(vmid), self.forward_port)
         try:
-            argv = command_line.build(vmid, config, drives, places, accel=self.probe(), forward=forward)
+            is_restricted = Firewall(self._home / "firewall").restricts_outbound(vmid)
+            argv = command_line.build(
+                vmid, config, drives, places, accel=self.probe(), forward=forward, is_restricted=is_restricted
+            )
         except (ConfigError, ValueError) as error:
             raise QemuError(f"start failed: {error}") from error
         deadline = time.monotonic() + _LOCK_RETRY_SECONDS
-        while (reason := self._launch(vmid, argv)) is not None:
-            if "lock" not in reason or time.monotonic() > deadline:  # a merge of layers may just be ending
+        if state is not None:
+            argv += ["-incoming", "defer"]
+        while (reason := self._launch(vmid, argv, state, timeout)) is not None:
+            if '" lock' not in reason or time.monotonic() > deadline:  # a merge of layers may just be ending
                 raise QemuError(f"start failed: {reason}")
             time.sleep(0.5)
         for key, value in config.items():
@@ -109,13 +126,14 @@ class Qemu:
             raise QemuError(f"VM {vmid} could not be stopped")
         self._forget(vmid)
 
-    def powerdown(self, vmid: int) -> None:
+    def powerdown(self, vmid: int, *, by_agent: bool = True) -> None:
         """Ask the guest to shut down, through its agent or else the power button; returns at once."""
-        try:
-            self.agent(vmid).ping()
-            self.agent(vmid).call("shutdown")
-        except AgentError:
-            self.monitor(vmid).execute("system_powerdown")
+        if by_agent:
+            with contextlib.suppress(AgentError):
+                self.agent(vmid).ping()
+                self.agent(vmid).call("shutdown")
+                return
+        self.monitor(vmid).execute("system_powerdown")
 
     def reset(self, vmid: int) -> None:
         self.monitor(vmid).execute("system_reset")
@@ -124,7 +142,63 @@ class Qemu:
         self.monitor(vmid).execute("stop")
 
     def resume(self, vmid: int) -> None:
-        self.monitor(vmid).execute("cont")
+        """Let a VM go on that was paused, whose state was saved or loaded, that sleeps, or that has shut down.
+
+        `cont` takes the disks back from a finished migration.
+        """
+        monitor = self.monitor(vmid)
+        match monitor.execute("query-status")["status"]:
+            case "running":
+                return
+            case "suspended":
+                monitor.execute("system_wakeup")
+                return
+            case "shutdown":
+                monitor.execute("system_reset")
+        monitor.execute("cont")
+
+    def tell(self, vmid: int, line: str) -> str:
+        """A command of QEMU's human monitor, and what it printed."""
+        return str(self.monitor(vmid).execute("human-monitor-command", command_line=line))
+
+    def press(self, vmid: int, keys: list[dict[str, Any]]) -> None:
+        """Press keys together and let them go (`KeyValue`s of QMP)."""
+        self.monitor(vmid).execute("send-key", keys=keys)
+
+    # RAM
+
+    def save_state(self, vmid: int, path: Path, *, watch: qemu_state.Watch) -> None:
+        """Pause the VM and write its RAM and devices to a file; it is paused until `resume`, also after an error.
+
+        `watch` is told bytes and seconds while it lasts, and stops it by raising. Raises MonitorError and OSError.
+        """
+        qemu_state.save(self.monitor(vmid), path, watch=watch)
+
+    def running_as(self, vmid: int) -> dict[str, str]:
+        """`runningmachine` and `runningcpu`: what a saved state must be started with again."""
+        kind = str(self.monitor(vmid).execute("qom-get", path="/machine", property="type"))
+        words = Path(f"/proc/{self.pid(vmid)}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        return {"runningmachine": kind.removesuffix("-machine"), "runningcpu": words[words.index("-cpu") + 1]}
+
+    def settle(self, vmid: int, *, goes_on: bool) -> list[str]:
+        """End what a former node had QEMU do for it (copies, savings of RAM); lines that say what was done."""
+        monitor = self.monitor(vmid)
+        done = blocks.cancel_jobs(monitor)
+        if qemu_state.cancel(monitor):
+            done.append("cancelled the saving of its RAM")
+        match monitor.execute("query-status")["status"]:
+            case "inmigrate":
+                self.stop(vmid)
+                done.append("stopped it, for its RAM was not loaded")
+            case "paused" if goes_on:
+                self.resume(vmid)
+                done.append("it goes on")
+            case "postmigrate" | "finish-migrate":  # without its disks, which only going on gives it back
+                self.resume(vmid)
+                if not goes_on:
+                    self.suspend(vmid)
+                done.append("it has its disks again")
+        return done
 
     # Facts
 
@@ -191,7 +265,7 @@ class Qemu:
             if self.is_running(vmid):
                 self._save_console(vmid)
         with contextlib.suppress(FileNotFoundError):
-            return self._console(vmid).read_bytes().decode("utf-8", "replace")
+            return self._console(vmid).read_bytes()[-_CONSOLE_BYTES:].decode("utf-8", "replace")
         return ""
 
     # Doors into a VM
@@ -204,7 +278,26 @@ class Qemu:
             return self._monitors[vmid]
 
     def agent(self, vmid: int) -> Agent:
-        return Agent(self._places(vmid).agent)
+        return Agent(self._places(vmid).agent, vmid)
+
+    def open_display(self, vmid: int, password: str) -> socket.socket:
+        """A connection to the VM's display, for a client that knows `password`. Raises MonitorError."""
+        return qemu_console.open_display(self.monitor(vmid), self._places(vmid).vnc, password)
+
+    def open_serial(self, vmid: int, port: str) -> socket.socket:
+        """A connection to a serial port, until `close_serial`. Raises MonitorError."""
+        if port == "serial0":
+            self._save_console(vmid)
+        return qemu_console.open_serial(self.monitor(vmid), port, self._run / f"{vmid}.{port}")
+
+    def close_serial(self, vmid: int, port: str) -> None:
+        qemu_console.close_serial(self.monitor(vmid), port, self._run / f"{vmid}.{port}")
+
+    def keep_console(self, vmid: int, port: str, data: bytes) -> None:
+        """Keep what a terminal saw of the console, as if nobody had looked."""
+        if port == "serial0":
+            with self._console_lock, contextlib.suppress(OSError):  # a full disk is no reason to end a terminal
+                self._append_console(vmid, data)
 
     # Inside
 
@@ -213,20 +306,32 @@ class Qemu:
         return self._home / "run"
 
     def _places(self, vmid: int) -> command_line.Places:
-        return command_line.Places(self._pids / f"{vmid}.pid", self._run / f"{vmid}.qmp", self._run / f"{vmid}.agent")
+        run = self._run
+        return command_line.Places(
+            self._pids / f"{vmid}.pid", run / f"{vmid}.qmp", run / f"{vmid}.agent", run / f"{vmid}.vnc"
+        )
 
     def _console(self, vmid: int) -> Path:
         return self._pids / f"{vmid}.console"
 
     def _save_console(self, vmid: int) -> None:
-        """Move QEMU's ring buffer (which reading empties) to a file that is as bounded as the buffer."""
-        with self._console_lock:
-            new = self.monitor(vmid).execute("ringbuf-read", device="console", size=_CONSOLE_BYTES, format="base64")
-            file = self._console(vmid)
-            old = file.read_bytes() if file.exists() else b""
-            file.write_bytes((old + base64.b64decode(new))[-_CONSOLE_BYTES:])
+        """Move QEMU's ring buffer (which reading empties) to a file that is as bounded as the buffer.
 
-    def _launch(self, vmid: int, argv: list[str]) -> str | None:
+        While a terminal is open there is no ring buffer: the terminal keeps what it sees.
+        """
+        with self._console_lock, contextlib.suppress(MonitorError):
+            new = self.monitor(vmid).execute("ringbuf-read", device="console", size=_CONSOLE_BYTES, format="base64")
+            self._append_console(vmid, base64.b64decode(new))
+
+    def _append_console(self, vmid: int, new: bytes) -> None:
+        path = self._console(vmid)
+        with path.open("ab") as file:
+            file.write(new)
+            size = file.tell()
+        if size > 2 * _CONSOLE_BYTES:
+            path.write_bytes(path.read_bytes()[-_CONSOLE_BYTES:])
+
+    def _launch(self, vmid: int, argv: list[str], state: Path | None, timeout: float | None) -> str | None:
         """Start QEMU in a session of its own, so that it outlives the node: None once it answers, else why not.
 
         Not by `-daemonize`, whose fork the sandbox (spawn=deny) forbids. What it writes to stderr later is not kept:
@@ -242,19 +347,31 @@ class Qemu:
                 return "qemu-system-x86_64 is not installed; run: apt install qemu-system-x86 qemu-utils"
             finally:
                 os.close(writer)
-            deadline = time.monotonic() + _START_SECONDS
+            deadline = time.monotonic() + (timeout or _START_SECONDS)
+            reason = ""
             while child.poll() is None:
                 with contextlib.suppress(MonitorError):
                     self.monitor(vmid).execute("query-status")
                     self._children[vmid] = child
-                    return None
+                    if state is None or not (reason := self._load(vmid, state)):
+                        return None
+                    child.kill()
+                    child.wait()
                 if time.monotonic() > deadline:
                     child.kill()
                     child.wait()
-                    return f"QEMU did not answer within {_START_SECONDS} s"
+                    return "got timeout"
                 time.sleep(0.02)
-            text = errors.read().decode("utf-8", "replace").strip()
+            text = errors.read().decode("utf-8", "replace").strip() or reason
         return text.replace("qemu-system-x86_64: ", "") or f"QEMU exited with code {child.returncode}"
+
+    def _load(self, vmid: int, state: Path) -> str:
+        """Load a saved state; why not, where that fails."""
+        try:
+            qemu_state.load(self.monitor(vmid), state)
+        except (MonitorError, OSError) as error:
+            return str(error)
+        return ""
 
     def _await_end(self, vmid: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -9,19 +9,23 @@ from __future__ import annotations
 import io
 import json
 import re
+import select
 import shutil
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from autovibe.node import worker
 from autovibe.node.volume import DiskError, Progress
 
 _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA = 1 << 2
 _QUICK_SECONDS = 60
 _OPTIONS = "cluster_size=64k,lazy_refcounts=off"
+_LARGEST_BYTES = 64 << 40
+_WATCH_SECONDS = 0.5
 
 
 class ImageLocked(DiskError):
@@ -60,6 +64,8 @@ def check_untrusted(path: Path, format: str) -> int:
     if format == "raw":
         return path.stat().st_size
     header = read_header(path)
+    if header.size > _LARGEST_BYTES:
+        raise DiskError(f"image '{path.name}' claims a size of {render(header.size)}, which is too large")
     if header.backing is not None:
         raise DiskError(f"image '{path.name}' has a backing file, which is not allowed for an import")
     if header.has_data_file:
@@ -73,8 +79,12 @@ def check_untrusted(path: Path, format: str) -> int:
     return int(told["virtual-size"])
 
 
-def create(path: Path, *, format: str, size: int) -> None:
-    run("create", "-q", "-f", format, *(["-o", _OPTIONS] if format == "qcow2" else []), str(path), str(size))
+def create(path: Path, *, format: str, size: int, preallocation: str = "off") -> None:
+    """`preallocation` is one of off, metadata, falloc and full; a raw file has no metadata."""
+    chosen = "off" if (format, preallocation) == ("raw", "metadata") else preallocation
+    options = f"{_OPTIONS},preallocation={chosen}" if format == "qcow2" else f"preallocation={chosen}"
+    timeout = _QUICK_SECONDS if chosen == "off" else None
+    run("create", "-q", "-f", format, "-o", options, str(path), str(size), timeout=timeout)
 
 
 def create_overlay(path: Path, *, backing: str, backing_format: str, size: int) -> None:
@@ -97,6 +107,23 @@ def rebase(path: Path, *, backing: str | None) -> None:
     run("rebase", "-q", "-f", "qcow2", *target, str(path), timeout=None)
 
 
+def mend(path: Path) -> str | None:
+    """Give back the clusters that a killed change of an image left allocated; what was wrong, if anything was."""
+    if '"leaks"' not in (told := _check(path)) and '"corruptions"' not in told:
+        return None
+    run("check", "-q", "-r", "leaks", "-f", "qcow2", str(path), timeout=None)
+    return f"gave back what a killed change of '{path.name}' had left allocated"
+
+
+def _check(path: Path) -> str:
+    """qemu-img's findings as JSON; it exits with 3 for leaks and 2 for damage."""
+    argv = _argv(["check", "-f", "qcow2", "--output=json", str(path)])
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 2, 3):
+        raise _failure(done.stderr, argv)
+    return done.stdout
+
+
 def snapshot_names(path: Path) -> list[str]:
     """The internal snapshots of a qcow2 file, also while a VM writes to it."""
     told = json.loads(run("info", "-U", "-f", "qcow2", "--output=json", str(path)))
@@ -109,10 +136,23 @@ def snapshot(path: Path, action: str, name: str) -> None:
 
 
 def convert(
-    source: Path, target: Path, *, format: str, to: str, size: int, snapshot: str | None = None, progress: Progress
+    source: Path,
+    target: Path,
+    *,
+    format: str,
+    to: str,
+    size: int,
+    snapshot: str | None = None,
+    progress: Progress,
+    watch: Callable[[], None] = lambda: None,
+    limit: int = 0,
 ) -> None:
-    """Copy an image; `size` (bytes) is for the progress lines, which read like the real `qm`'s."""
+    """Copy an image; `size` (bytes) is for the progress lines, which read like the real `qm`'s; `limit` bytes a second.
+
+    `watch` is called again and again and stops the copy by raising: a few compressed bytes may become gigabytes.
+    """
     argv = ["convert", "-p", "-f", format, "-O", to, *(["-o", _OPTIONS] if to == "qcow2" else [])]
+    argv += ["-r", str(limit)] if limit else []
     if snapshot is not None:
         argv += ["-U", "-l", f"snapshot.name={snapshot}"]  # the snapshot's own clusters no running VM changes
     process = subprocess.Popen(
@@ -122,7 +162,8 @@ def convert(
         stderr=subprocess.PIPE,
     )
     try:
-        _report(cast(io.BufferedReader, process.stdout), size, progress)
+        with worker.running(process):
+            _report(cast(io.BufferedReader, process.stdout), size, progress, watch)
     except BaseException:
         process.kill()
         raise
@@ -132,10 +173,16 @@ def convert(
         raise _failure(errors.decode("utf-8", "replace"), argv)
 
 
-def _report(output: io.BufferedReader, size: int, progress: Progress) -> None:
+def _report(output: io.BufferedReader, size: int, progress: Progress, watch: Callable[[], None]) -> None:
     """Turn qemu-img's `(12.34/100%)` into log lines, one a percent at most."""
     told, text = -1, b""
-    while chunk := output.read1(4096):
+    while True:
+        watch()
+        if not select.select([output], [], [], _WATCH_SECONDS)[0]:
+            continue
+        chunk = output.read1(4096)
+        if not chunk:
+            return
         text = (text + chunk)[-64:]
         if found := re.findall(rb"\((\d+\.\d+)/100%\)", text):
             percent = float(found[-1])
@@ -155,15 +202,21 @@ def render(count: float) -> str:
 
 def run(*arguments: str, timeout: float | None = _QUICK_SECONDS) -> str:
     """Run qemu-img to its end and answer its output. Raises DiskError with its first line of complaint."""
+    process = subprocess.Popen(
+        _argv(arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
-        done = subprocess.run(
-            _argv(arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        with worker.running(process):
+            output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired as error:
         raise DiskError(f"qemu-img {arguments[0]} took longer than {timeout:.0f} s") from error
-    if done.returncode != 0:
-        raise _failure(done.stderr, arguments)
-    return done.stdout
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.communicate()
+    if process.returncode != 0:
+        raise _failure(errors, arguments)
+    return output
 
 
 def _argv(arguments: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import ipaddress
 import logging
 import logging.handlers
 import os
@@ -18,7 +19,10 @@ from autovibe.errors import ConfigurationError
 from autovibe.node import certificate
 from autovibe.node.api import Api
 from autovibe.node.auth import Auth
+from autovibe.node.faults import Faults
+from autovibe.node.firewall import Firewall
 from autovibe.node.recovery import recover
+from autovibe.node.sampler import Sampler
 from autovibe.node.server import Server
 from autovibe.node.state import State
 from autovibe.node.tasks import Tasks
@@ -37,7 +41,9 @@ _LOG_BYTES, _LOG_COUNT = 10 << 20, 5
 class Node:
     """One node on one home. Making it takes the home and recovers; `start` opens the door."""
 
-    def __init__(self, home: Path, host: str, port: int, name: str, qemu: Qemu, disks: Disks) -> None:
+    def __init__(
+        self, home: Path, host: str, port: int, name: str, qemu: Qemu, disks: Disks, faults: Faults | None
+    ) -> None:
         self.home, self.name, self.host = home.absolute(), name, host
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _take(self.home)
@@ -52,16 +58,20 @@ class Node:
             address=host,
             fingerprint=self.fingerprint,
             auth=auth,
-            tasks=Tasks(self.home / "tasks", name),
+            access=auth.access,
+            tasks=Tasks(self.home / "tasks", name, wrap=faults.wrap if faults else None),
             configs=Configs(self.home / "qemu-server", name),
             disks=disks,
             qemu=qemu,
+            sampler=Sampler(self.home / "rrd"),
+            firewall=Firewall(self.home / "firewall"),
         )
+        disks.node = name
         recover(self.state)
         for leftover in uploads.glob("upload-*"):
             leftover.unlink()
         try:
-            self._server = Server(host, port, context, Api(self.state, uploads).answer)
+            self._server = Server(host, port, context, Api(self.state, uploads, faults).answer)
         except OSError as error:
             self._lock.close()
             raise ConfigurationError(
@@ -75,12 +85,15 @@ class Node:
 
     def start(self) -> Node:
         self._server.start()
+        self.state.sampler.start(self.state)
         logger.info("Node '%s' serves %s, fingerprint %s.", self.name, self.url, self.fingerprint)
         return self
 
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> bool:
         """Stop accepting and let tasks end; whether all did. VMs stay, and the next node finds them."""
         self._server.stop()
+        self.state.consoles.close_all()
+        self.state.sampler.stop()
         left = self.state.tasks.await_all(timeout_seconds)
         for task in left:
             logger.warning("Task '%s' was still running; the next start recovers it.", task.upid)
@@ -88,15 +101,42 @@ class Node:
         return not left
 
 
-def serve(home: Path, host: str, port: int, *, name: str = "autovibe", qemu: Qemu, disks: Disks) -> Node:
+def serve(
+    home: Path,
+    host: str,
+    port: int,
+    *,
+    name: str = "autovibe",
+    qemu: Qemu,
+    disks: Disks,
+    faults: Path | None = None,
+) -> Node:
     """A node on `home` (the node's own: `<autovibe home>/node`); port 0 takes a free one. Call `start`, then `stop`.
 
-    Raises ConfigurationError when another node has the home or something has the port.
+    `faults` is a file of faults on demand, on loopback only. Raises ConfigurationError when another node has the home,
+    when something has the port, or when that file is wrong.
     """
-    return Node(home, host, port, name, qemu, disks)
+    if faults is not None and not _is_loopback(host):
+        raise ConfigurationError(f"Faults on demand are for tests: the node must listen on loopback, not on '{host}'.")
+    return Node(home, host, port, name, qemu, disks, Faults(faults) if faults is not None else None)
 
 
-def run(home: Path, host: str, port: int, name: str = "autovibe", accel: str = "auto", log_level: str = "info") -> None:
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run(
+    home: Path,
+    host: str,
+    port: int,
+    name: str = "autovibe",
+    accel: str = "auto",
+    log_level: str = "info",
+    faults: Path | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; exits within ten seconds of it, whatever tasks are running."""
     from autovibe.node.disks import Disks
     from autovibe.node.qemu import Qemu
@@ -108,11 +148,13 @@ def run(home: Path, host: str, port: int, name: str = "autovibe", accel: str = "
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     qemu = Qemu(home, run_directory(home), accel=accel, forward_port=port + 1)
-    node = serve(home, host, port, name=name, qemu=qemu, disks=Disks(home / "storage"))
+    node = serve(home, host, port, name=name, qemu=qemu, disks=Disks(home / "storage"), faults=faults)
     (home / "node.pid").write_text(f"{os.getpid()}\n", encoding="ascii")
     node.start()
     print(f"Node '{name}' serves {node.url}", flush=True)
     print(f"Fingerprint {node.fingerprint}", flush=True)
+    if faults is not None:
+        print(f"FAULTS ON DEMAND from '{faults}': this node fails on purpose. It is for tests only.", flush=True)
     threading.Thread(target=qemu.probe, name="probe", daemon=True).start()
     stopping.wait()
     logger.info("Node '%s' stops; VMs stay.", name)

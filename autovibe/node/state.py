@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autovibe.node import drives
-from autovibe.node.auth import ROOT, Actor, Auth
+from autovibe.node.access import Access
+from autovibe.node.auth import Actor, Auth
+from autovibe.node.console import Consoles
 from autovibe.node.locks import VmLocks
 from autovibe.node.refusal import Refusal
 from autovibe.node.tasks import Tasks, Work
@@ -15,8 +17,10 @@ from autovibe.node.vmconfig import Config, Configs
 
 if TYPE_CHECKING:
     from autovibe.node.disks import Disks
+    from autovibe.node.firewall import Firewall
     from autovibe.node.monitor import Monitor
     from autovibe.node.qemu import Qemu
+    from autovibe.node.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -28,26 +32,36 @@ class State:
     address: str
     fingerprint: str
     auth: Auth
+    access: Access
     tasks: Tasks
     configs: Configs
     disks: Disks
     qemu: Qemu
+    sampler: Sampler
+    firewall: Firewall
     locks: VmLocks = field(default_factory=VmLocks)
+    consoles: Consoles = field(default_factory=Consoles)
 
     def monitor(self, vmid: int) -> Monitor | None:
         """The monitor of a running VM, None for a stopped one: what disk operations ask for."""
         return self.qemu.monitor(vmid) if self.qemu.is_running(vmid) else None
 
-    def allows(self, actor: Actor, path: str, *privileges: str, any: bool = False) -> bool:  # noqa: ARG002
+    def allows(self, actor: Actor, path: str, *privileges: str, any: bool = False) -> bool:
         """Whether the actor has all of the privileges on a path of the access control tree, or `any` of them."""
-        return actor.user == ROOT
+        return self.access.allows(actor, path, *privileges, any=any)
 
     def has_storage(self, storage: str) -> bool:
         return any(status["storage"] == storage for status in self.disks.statuses())
 
     def require_storage(self, storage: str) -> str:
-        if not self.has_storage(storage):
+        """A storage that is enabled on this node."""
+        found = next((status for status in self.disks.statuses() if status["storage"] == storage), None)
+        if found is None:
             raise Refusal(f"storage '{storage}' does not exist")
+        if not found["enabled"]:
+            section = self.disks.configuration.require(storage)
+            where = "disabled" if section.is_disabled else f"not available on node '{self.name}'"
+            raise Refusal(f"storage '{storage}' is {where}")
         return storage
 
     def free_all(self, vmid: int, values: list[str]) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from autovibe.node.auth import Actor
 from autovibe.node.files import create_durably, sync_directory
 from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.upid import Upid
+from autovibe.node.worker import Worker, end_commands
 
 logger = logging.getLogger(__name__)
 
 UNEXPECTED = "unexpected status"
+_STOP_SECONDS = 4.0  # below what the usual client waits for an answer
 _KEPT = 2000  # finished tasks remembered; older logs are removed at the next start
 
 
@@ -40,6 +42,15 @@ class Task:
     endtime: int = 0
     over: threading.Event = field(default_factory=threading.Event)
     is_stopped: bool = False
+    was_killed: bool = False
+    fault: str = ""  # on demand: what it is to fail with
+
+    @property
+    def interruption(self) -> str:
+        """How a stopped task ends, whatever its work makes of it: as a command killed, or a worker interrupted."""
+        if self.was_killed:
+            return "interrupted by signal"
+        return "received interrupt" if self.is_stopped else ""
 
     def log(self, line: str) -> None:
         """Add to the log; also where a task that was asked to stop does so."""
@@ -52,7 +63,9 @@ class Task:
 
     def check(self) -> None:
         if self.is_stopped:
-            raise Refusal("received interrupt")
+            raise Refusal(self.interruption)
+        if self.fault:
+            raise Refusal(self.fault)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -67,15 +80,16 @@ Work = Callable[[Task], object]
 class Tasks:
     """The tasks of one node."""
 
-    def __init__(self, directory: Path, node: str) -> None:
+    def __init__(self, directory: Path, node: str, wrap: Callable[[Work], Work] | None = None) -> None:
+        """`wrap` is given the work of each task before it begins, in the thread of the call that starts it."""
         self._node = node
+        self._wrap = wrap
         self._active, self._logs, self._index = directory / "active", directory / "logs", directory / "index"
         for path in (self._active, *(self._logs / f"{digit:X}" for digit in range(16))):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in self._active.glob("*.new"):
             leftover.unlink()
         self._mutex = threading.Lock()
-        self._pstart = int(time.monotonic() * 100)
         self._finished: dict[str, Task] = {}
         self._running: dict[str, Task] = {}
         self._load_index()
@@ -97,21 +111,26 @@ class Tasks:
         `intent` is on the disk before anything happens. `prepare` comes next and still is part of the request: when it
         raises, there is no task and the caller gets the error.
         """
-        task = self._open(actor, kind, str(object_id), intent or {})
-        if prepare is not None:
-            try:
-                prepare()
-            except BaseException:
-                self._discard(task)
-                raise
-        name = f"{kind}:{object_id}"
-        threading.Thread(target=self._run, args=(task, work), name=name, daemon=True).start()
+        worker = Worker(f"{kind}:{object_id}")
+        try:
+            task = self._open(worker, actor, kind, str(object_id), intent or {})
+            if prepare is not None:
+                try:
+                    prepare()
+                except BaseException:
+                    self._discard(task)
+                    raise
+        except BaseException:
+            worker.begin(None)
+            raise
+        worker.begin(partial(self._run, task, self._wrap(work) if self._wrap else work))
         return str(task.upid)
 
-    def _open(self, actor: Actor, kind: str, object_id: str, intent: dict[str, Any]) -> Task:
+    def _open(self, worker: Worker, actor: Actor, kind: str, object_id: str, intent: dict[str, Any]) -> Task:
         with self._mutex:
-            self._pstart = max(self._pstart + 1, int(time.monotonic() * 100))
-            upid = Upid(self._node, os.getpid(), self._pstart, int(time.time()), kind, object_id, actor.name)
+            upid = Upid(self._node, worker.pid, worker.pstart, int(time.time()), kind, object_id, actor.name)
+            while str(upid) in self._running or str(upid) in self._finished:  # a number used again within one tick
+                upid = upid._replace(pstart=upid.pstart + 1)
             task = Task(upid, self._log_file(upid), intent)
             self._running[str(upid)] = task
         try:
@@ -134,6 +153,7 @@ class Tasks:
             work(task)
         except Exception as error:
             status = str(error).strip().split("\n")[0] or type(error).__name__
+            status = task.interruption or status
             if isinstance(error, AssertionError | LookupError | TypeError | AttributeError | ValueError):
                 logger.exception("Task '%s' ran into a defect.", task.upid)
         self.close(task, status)
@@ -202,9 +222,15 @@ class Tasks:
         return task
 
     def stop(self, text: str) -> None:
-        """Ask a running task to stop; it does so at its next log line."""
+        """Stop a running task: its qemu-img is ended, and it goes no further than its next log line.
+
+        Waits some seconds for the end, as a real one does; one that cannot stop where it is goes on.
+        """
         task = self.find(text)
-        task.is_stopped = task.status is None
+        if task.status is None:
+            task.is_stopped = True
+            task.was_killed = end_commands(task.upid.pid)
+            task.over.wait(_STOP_SECONDS)
 
     def read_log(self, task: Task, start: int, limit: int) -> tuple[list[dict[str, Any]], int]:
         """Lines `{n, t}` from `start` (limit 0: all) and how many there are."""

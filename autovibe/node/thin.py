@@ -20,6 +20,7 @@ import logging
 import re
 import secrets
 import threading
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from autovibe.node.volume import (
     check_snapshot_name,
     format_of,
     is_cloudinit,
+    is_state,
     is_written,
     parse_thin_name,
     partial_file,
@@ -58,7 +60,6 @@ class Thin:
     """The storage's verbs; `Disks` is the door to them, and says what each means."""
 
     type = "lvmthin"
-    content = ("images",)
 
     def __init__(self, name: str, root: Path) -> None:
         self.name = name
@@ -101,7 +102,7 @@ class Thin:
 
     def allocate(self, vmid: int, *, size: int, name: str | None, format: str | None) -> str:
         partial = self.partial(format)
-        if name is not None and is_cloudinit(name):
+        if name is not None and (is_cloudinit(name) or is_state(name)):
             partial = partial.with_suffix(".raw")
         with partial_file(partial):
             qemu_img.create(partial, format=format_of(partial), size=size)
@@ -131,6 +132,14 @@ class Thin:
             self._file(name).unlink()
             sync(self._volumes)
         return self.collect()
+
+    def rename(self, name: str, vmid: int) -> str:
+        with self._lock:
+            self._idle(name)
+            target = self._free_name(vmid, None)
+            self._file(name).rename(self._file(target))
+            sync(self._volumes)
+        return f"{self.name}:{target}"
 
     def make_base(self, name: str) -> str:
         with self._lock:
@@ -257,6 +266,17 @@ class Thin:
             log.info("layer '%s' is merged later: %s", layer, error)
             return False
         return True
+
+    def unnamed_files(self, named: Collection[str]) -> list[Path]:
+        with self._lock:
+            records = [self._read(name) for name in named if self._file(name).exists()]
+            wanted: set[str] = set().union(*(record.layers() for record in records))
+            children = self._children()
+            while below := {layer for layer, above in children.items() if wanted & set(above)} - wanted:
+                wanted |= below
+            files = {self._file(name) for name in named}
+            left = [path for path in self._volumes.iterdir() if path not in files]
+            return left + [path for path in self._layers.iterdir() if path.name not in wanted]
 
     def recover(self) -> list[str]:
         """Mend what a killed node left half done; see the invariants above."""

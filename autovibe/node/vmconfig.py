@@ -1,8 +1,9 @@
 """Configurations of VMs in Proxmox's own form: one `<vmid>.conf` each.
 
 The current configuration comes first (its description as `#` lines), then `[PENDING]` (what a running VM gets at its
-next start, `delete:` for what it loses), then a section per snapshot. `digest` is the SHA-1 of the file. A file is
-replaced by rename after an fsync, so that it is always whole. One node writes a home (flock), so reads are cached.
+next start; `delete:` for what it loses, a `!` before disks that go with their volumes), then a section per snapshot.
+`digest` is the SHA-1 of the file. A file is replaced by rename after an fsync, so that it is always whole. One node
+writes a home (flock), so reads are cached.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ SNAPSHOT_KEYS = ("parent", "snaptime", "snapstate", "vmstate", "runningmachine",
 
 @dataclass
 class Config:
-    """One VM's configuration; `values` are strings as stored."""
+    """One VM's configuration; `values` are strings as stored. The disks of `forced` deletions go with their volumes."""
 
     values: dict[str, str] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
     deletions: list[str] = field(default_factory=list)
+    forced: list[str] = field(default_factory=list)
     snapshots: dict[str, dict[str, str]] = field(default_factory=dict)
     digest: str = ""
 
@@ -62,7 +64,8 @@ class Config:
 
     def copy(self) -> Config:
         snapshots = {name: dict(values) for name, values in self.snapshots.items()}
-        return Config(dict(self.values), dict(self.pending), list(self.deletions), snapshots, self.digest)
+        deletions = {"deletions": list(self.deletions), "forced": list(self.forced)}
+        return Config(dict(self.values), dict(self.pending), **deletions, snapshots=snapshots, digest=self.digest)
 
 
 def parse(text: str) -> Config:
@@ -77,7 +80,9 @@ def parse(text: str) -> Config:
         elif ": " in line:
             key, _, value = line.partition(": ")
             section[key] = value
-    config.deletions = [key for key in config.pending.pop("delete", "").split(",") if key]
+    deletions = [key for key in config.pending.pop("delete", "").split(",") if key]
+    config.deletions = [key.removeprefix("!") for key in deletions]
+    config.forced = [key[1:] for key in deletions if key.startswith("!")]
     for values in (config.values, config.pending, *config.snapshots.values()):
         if "description" in values:
             values["description"] = values["description"].rstrip()
@@ -87,8 +92,8 @@ def parse(text: str) -> Config:
 def render(config: Config) -> str:
     text = _render_section(config.values)
     if config.pending or config.deletions:
-        deletions = {"delete": ",".join(config.deletions)} if config.deletions else {}
-        text += "\n[PENDING]\n" + _render_section({**config.pending, **deletions})
+        names = ",".join(f"!{name}" if name in config.forced else name for name in config.deletions)
+        text += "\n[PENDING]\n" + _render_section({**config.pending, **({"delete": names} if names else {})})
     for name in sorted(config.snapshots):
         text += f"\n[{name}]\n" + _render_section(config.snapshots[name])
     return text

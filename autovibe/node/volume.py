@@ -3,7 +3,7 @@
     local:100/vm-100-disk-0.qcow2                                 a disk
     local:100/base-100-disk-0.qcow2                               the disk of a template
     local:100/base-100-disk-0.qcow2/301/vm-301-disk-0.qcow2       a linked clone of it
-    local:import/x.qcow2  local:iso/x.iso  local:snippets/x.yaml  uploaded files
+    local:import/x.qcow2  local:iso/x.iso  local:snippets/x.yaml  local:vztmpl/x.tar.zst  uploaded files
     local-lvm:vm-100-disk-0   local-lvm:base-9001-disk-0
 
 A volid comes from a client, so the grammar is the fence: a name holds no separator, never starts with a dot, and its
@@ -22,22 +22,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+NAME_BYTES = 255
+"""The longest name of a file."""
+
 Progress = Callable[[str], None]
 """Takes one line for the task's log; an exception it raises stops the work, and what was half made is removed."""
 
 VMID = r"[1-9]\d{2,8}"
-_REST = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_REST = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
 _THIN = re.compile(rf"(?P<kind>vm|base)-(?P<vmid>{VMID})-{_REST}")
 _IMAGE = re.compile(
     rf"(?:(?P<base_dir>{VMID})/(?P<base>base-(?P=base_dir)-{_REST}\.(?:qcow2|raw))/)?"
     rf"(?P<vmid>{VMID})/(?P<name>(?P<kind>vm|base)-(?P=vmid)-{_REST}\.(?P<format>qcow2|raw))"
 )
-_FILE = re.compile(r"(?P<content>import|iso|snippets)/(?P<name>[A-Za-z0-9_][A-Za-z0-9._+=-]*)")
-_EXTENSIONS = {
-    "import": ("qcow2", "raw"),
-    "iso": ("iso", "img"),
-    "snippets": ("yaml", "yml", "json", "cfg", "conf", "txt", "sh", "pl", "py"),
+_FILE = re.compile(r"(?P<content>import|iso|snippets|vztmpl)/(?P<name>[A-Za-z0-9_][A-Za-z0-9._+=-]*)")
+ENDINGS = {
+    "import": (".qcow2", ".raw"),
+    "iso": (".iso", ".img"),
+    "snippets": (".yaml", ".yml", ".json", ".cfg", ".conf", ".txt", ".sh", ".pl", ".py"),
+    "vztmpl": (".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2"),
 }
+"""How the names of uploaded files end, by what they are."""
 
 
 class DiskError(Exception):
@@ -59,7 +64,7 @@ class Volume(NamedTuple):
 
 
 class ImageName(NamedTuple):
-    """A disk's name on the storage `local`."""
+    """A disk's name on a directory."""
 
     vmid: int
     name: str
@@ -70,7 +75,7 @@ class ImageName(NamedTuple):
 
 
 class FileName(NamedTuple):
-    """An uploaded file's name on the storage `local`."""
+    """An uploaded file's name on a directory."""
 
     content: str
     name: str
@@ -97,9 +102,15 @@ def parse_directory_name(name: str) -> ImageName | FileName:
         base_vmid = int(match["base_dir"]) if match["base_dir"] else None
         is_base = match["kind"] == "base"
         return ImageName(int(match["vmid"]), match["name"], match["format"], is_base, base_vmid, match["base"])
-    if (match := _FILE.fullmatch(name)) and extension(match["name"]) in _EXTENSIONS[match["content"]]:
+    if (match := _FILE.fullmatch(name)) and has_right_ending(match["content"], match["name"]):
         return FileName(match["content"], match["name"])
     raise DiskError(f"unable to parse directory volume name '{name}'")
+
+
+def has_right_ending(content: str, name: str) -> bool:
+    """Whether a file may have this name, which tells its format: the letters' case counts but for ISO images."""
+    told = name.lower() if content == "iso" else name
+    return len(name) <= NAME_BYTES and told.endswith(ENDINGS[content])
 
 
 def parse_thin_name(name: str) -> ThinName:
@@ -125,6 +136,11 @@ def format_of(path: Path) -> str:
 def is_cloudinit(name: str) -> bool:
     """Whether a volume is a cloud-init drive: made anew from the config at every start, so never worth a snapshot."""
     return bool(re.search(rf"vm-{VMID}-cloudinit(\.\w+)?$", name))
+
+
+def is_state(name: str) -> bool:
+    """Whether a volume holds a VM's RAM: written as a plain file, and never a disk."""
+    return bool(re.search(rf"vm-{VMID}-state-[\w-]+(\.raw)?$", name))
 
 
 # Files that survive a crash

@@ -8,16 +8,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from autovibe.node import drives
+from autovibe.node import drives, firmware
 from autovibe.node.cloudinit import SIZE_BYTES as CLOUDINIT_BYTES
-from autovibe.node.options import DRIVE_KEYS, NET
+from autovibe.node.options import DISK_KEYS
 from autovibe.node.parameters import split_properties
+from autovibe.node.property_strings import NET
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.volume import is_written
 
 if TYPE_CHECKING:
     from autovibe.node.state import State
 
 Log = Callable[[str], None]
+
+_FIXED_BYTES = {"tpmstate0": 4 << 20, "efidisk0": firmware.VARIABLES_BYTES}
+"""Volumes whose size is what is in them, whatever a call says."""
 
 
 @dataclass
@@ -36,13 +41,15 @@ class Made:
 def check(state: State, given: Mapping[str, str], default_storage: str) -> None:
     """Refuse what can be seen to be wrong before anything is made."""
     for key, text in given.items():
-        if key not in DRIVE_KEYS:
+        if key not in DISK_KEYS:
             continue
         drive = drives.parse(text)
         new = drives.new_disk(drive)
         storage = drives.new_cloudinit(drive) or (new and (new[0] or default_storage))
         if storage:
             state.require_storage(storage)
+        if key == "efidisk0" and new and not drive.get("import-from") and firmware.find() is None:
+            raise Refusal("efidisk0: OVMF is not installed on this node; run: apt install ovmf")
         if source := drive.get("import-from"):
             if not new or new[1]:
                 raise faulty({key: "'import-from' requires special syntax - use <storage ID>:0,import-from=<source>"})
@@ -59,7 +66,7 @@ def create(state: State, vmid: int, given: Mapping[str, str], default_storage: s
     say = log or (lambda _line: None)
     try:
         for key in given:
-            if key in DRIVE_KEYS:
+            if key in DISK_KEYS:
                 made.values[key] = _make(made, vmid, key, default_storage, say)
             elif key.startswith("net"):
                 made.values[key] = complete_net(given[key])
@@ -75,7 +82,7 @@ def _make(made: Made, vmid: int, key: str, default_storage: str, say: Log) -> st
     disks, drive = made.state.disks, drives.parse(made.values[key])
     new = drives.new_disk(drive)
     if storage := drives.new_cloudinit(drive):
-        _refuse_second_cloudinit(made, vmid)
+        _refuse_second_cloudinit(made, vmid, key)
         drive["file"] = disks.allocate(storage, vmid, size=CLOUDINIT_BYTES, name=f"vm-{vmid}-cloudinit")
         made.volids.append(drive["file"])
         drive["media"] = "cdrom"
@@ -83,9 +90,12 @@ def _make(made: Made, vmid: int, key: str, default_storage: str, say: Log) -> st
         storage, size = new[0] or default_storage, new[1]
         if source := drive.get("import-from"):
             say(f"importing disk '{source}' as {key}...")
-            drive["file"] = disks.import_image(storage, vmid, disks.path(source), progress=say)
+            drive["file"] = _import(made, vmid, storage, source, drive.get("format"), say)
         else:
+            size = _FIXED_BYTES.get(key) or size
             drive["file"] = disks.allocate(storage, vmid, size=size, format=drive.get("format"))
+            if key == "efidisk0":
+                firmware.write_variables(disks.path(drive["file"]))
         made.volids.append(drive["file"])
         drive["size"] = drives.render_size(disks.size(drive["file"]))
     else:
@@ -97,11 +107,22 @@ def _make(made: Made, vmid: int, key: str, default_storage: str, say: Log) -> st
     return text
 
 
-def _refuse_second_cloudinit(made: Made, vmid: int) -> None:
+def _import(made: Made, vmid: int, storage: str, source: str, format: str | None, say: Log) -> str:
+    """A volume made of an uploaded image, or of another VM's volume, which must not change meanwhile."""
+    disks = made.state.disks
+    if ":import/" in source or ":iso/" in source:
+        return disks.import_image(storage, vmid, disks.path(source), progress=say)
+    path = disks.path(source)
+    if is_written(path):
+        raise Refusal(f"cannot import from '{source}' - it is in use by a running VM")
+    return disks.copy(source, vmid, storage=storage, snapshot=None, format=format, progress=say, monitor=None)
+
+
+def _refuse_second_cloudinit(made: Made, vmid: int, key: str) -> None:
     config = made.state.configs.find(vmid)
-    attached = drives.attached(config.effective) if config else ()
-    if any(drives.is_cloudinit(drive) for _, drive in attached):
-        raise Refusal(f"VM {vmid} has a cloud-init drive already")
+    for other, drive in drives.attached(config.effective) if config else ():
+        if other != key and drives.is_cloudinit(drive):
+            raise Refusal(f"{key} - cloud-init drive is already attached at '{other}'")
 
 
 def complete_net(text: str, *, is_new_mac: bool = False) -> str:

@@ -6,6 +6,7 @@ import http.client
 import json
 import ssl
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from autovibe.node import serve
 from autovibe.node.agent import NotRunning
 from autovibe.node.disks import Disks
 from autovibe.node.qemu import QemuError
+from autovibe.node.qemu_state import Watch
 from autovibe.node.serve import Node
 
 
@@ -40,8 +42,8 @@ class FlagAgent:
     def exec_status(self, pid: int) -> dict[str, Any]:
         return {"exited": 1, "exitcode": 0, "out-data": "hi\n", "out-truncated": 0, "pid-asked": pid}
 
-    def read_file(self, path: str, *, limit: int) -> dict[str, Any]:
-        return {"content": f"{path} {limit}", "bytes-read": 3}
+    def read_file(self, path: str, *, limit: int, offset: int = 0) -> dict[str, Any]:
+        return {"content": f"{path} {limit} {offset}", "bytes-read": 3}
 
     def write_file(self, path: str, content: bytes) -> None:
         self.calls.append(f"write {path} {content!r}")
@@ -58,10 +60,18 @@ class FlagQemu:
         self.agent_calls: list[str] = []
         self.fails_with = ""
         self.ignores_power_button = False
+        self.saves_for = threading.Event()  # a saving of RAM lasts until it is set
+        self.saves_for.set()
 
-    def start(self, vmid: int, config: Any, drives: Any) -> None:
+    def start(
+        self, vmid: int, config: Any, drives: Any, *, state: Path | None = None, timeout: float | None = None
+    ) -> None:
         if self.fails_with:
             raise QemuError(self.fails_with)
+        if state is not None:
+            with state.open("rb") as file:
+                assert file.read(4) == b"RAM "
+            self.paused.add(vmid)
         self.given[vmid] = (dict(config), dict(drives))
         self.started[vmid] = time.time()
 
@@ -69,7 +79,26 @@ class FlagQemu:
         self.started.pop(vmid, None)
         self.paused.discard(vmid)
 
-    def powerdown(self, vmid: int) -> None:
+    def running(self) -> list[int]:
+        return sorted(self.started)
+
+    def running_as(self, vmid: int) -> dict[str, str]:
+        return {"runningmachine": "pc-i440fx-7.2", "runningcpu": "max"}
+
+    def save_state(self, vmid: int, path: Path, *, watch: Watch) -> None:
+        self.suspend(vmid)
+        with path.open("rb+") as file:
+            file.write(b"RAM of the VM")
+        watch(1 << 20, 0.5)
+        while not self.saves_for.wait(0.01):
+            watch(2 << 20, 0.9)
+
+    def settle(self, vmid: int, *, goes_on: bool) -> list[str]:
+        if goes_on:
+            self.resume(vmid)
+        return []
+
+    def powerdown(self, vmid: int, *, by_agent: bool = True) -> None:
         if not self.ignores_power_button:
             self.stop(vmid)
 
@@ -92,6 +121,13 @@ class FlagQemu:
 
     def resume(self, vmid: int) -> None:
         self.paused.discard(vmid)
+
+    def tell(self, vmid: int, line: str) -> str:
+        assert line == "info status"
+        return f"VM status: {self.status(vmid)['qmpstatus']}\r\n"
+
+    def press(self, vmid: int, keys: list[dict[str, Any]]) -> None:
+        self.agent_calls.append(f"press {vmid} {keys}")
 
     def monitor(self, _vmid: int) -> None:
         """None makes the disks work on the files: nothing here has them open."""

@@ -109,12 +109,11 @@ def test_plain_http_is_sent_to_https(client: Client) -> None:
     assert "Location: https://here:1/x\r\n" in answer
 
 
-def test_garbage_and_huge_headers_do_not_hurt(client: Client) -> None:
-    for text in (b"\x00\xff\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20000 + b"\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", client.node.port)) as plain:
-            with client.context.wrap_socket(plain) as secured:
-                secured.sendall(text)
-                assert secured.recv(100).startswith(b"HTTP/1.1 4")
+def test_garbage_does_not_hurt(client: Client) -> None:
+    with socket.create_connection(("127.0.0.1", client.node.port)) as plain:
+        with client.context.wrap_socket(plain) as secured:
+            secured.sendall(b"\x00\xff\r\n\r\n")
+            assert secured.recv(100).startswith(b"HTTP/1.1 400 bad request\r\n")
     assert client.get("/version")["release"] == "9.2"
 
 
@@ -204,7 +203,7 @@ def test_all_faults_are_reported_together(client: Client) -> None:
         ({"boot": "order=floppy"}, "boot"),
         ({"cores": 0}, "cores"),
         ({"delete": "zzz"}, "delete"),
-        ({"hostpci0": "00:01.0"}, "hostpci0"),
+        ({"hostpci0": "00:0x"}, "hostpci0"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(client: Client, fields: dict[str, object], name: str) -> None:
@@ -222,8 +221,8 @@ def test_json_bodies_and_json_booleans_pass(client: Client) -> None:
     answer = client.ask("PUT", f"{V}/config", body=b'{"onboot": true, "cores": 2}', headers=headers)
     assert answer.data is None
     assert client.get(f"{V}/config")["onboot"] == 1
-    for body in (b"[1]", b"{", b'{"name": {"a": 1}}', b'{"name": "\\ud800"}'):
-        assert client.ask("PUT", f"{V}/config", body=body, headers=headers).status == 400
+    for body, status in ((b"[1]", 501), (b"{", 501), (b'{"name": {"a": 1}}', 400), (b'{"name": "\\ud800"}', 400)):
+        assert client.ask("PUT", f"{V}/config", body=body, headers=headers).status == status
 
 
 # Tasks
@@ -395,12 +394,14 @@ def test_locks_refuse_at_once_or_in_the_task(client: Client, qemu: FlagQemu) -> 
         assert client.ask(method, path, fields).reason == "VM is locked (backup)"
     for method, path, fields in (
         ("POST", f"{V}/status/start", {}),
-        ("POST", f"{V}/status/stop", {}),
         ("POST", f"{V}/snapshot", {"snapname": "s1"}),
         ("PUT", f"{V}/resize", {"disk": "scsi0", "size": "+1M"}),
         ("DELETE", V, {}),
     ):
         assert client.run(method, path, **fields) == "VM is locked (backup)"
+    client.do("POST", f"{V}/status/stop")  # nothing to be done
+    qemu.start(100, {}, {})
+    assert client.run("POST", f"{V}/status/stop") == "VM is locked (backup)"
     assert client.get(f"{V}/config")["lock"] == "backup"
 
 
@@ -591,7 +592,8 @@ def test_storages_are_described(client: Client) -> None:
     assert {name: storage["type"] for name, storage in found.items()} == {"local": "dir", "local-lvm": "lvmthin"}
     assert [storage["storage"] for storage in client.get(f"{N}/storage", content="import")] == ["local"]
     assert client.get(f"{N}/storage/local/status")["avail"] > 0
-    assert client.ask("GET", f"{N}/storage/nope/status").reason == "storage 'nope' does not exist"
+    absent = client.ask("GET", f"{N}/storage/nope/status")
+    assert absent.json["errors"] == {"storage": "No such storage."}
 
 
 # The guest agent
@@ -599,11 +601,9 @@ def test_storages_are_described(client: Client) -> None:
 
 def test_the_agents_three_reasons_and_its_calls(client: Client, qemu: FlagQemu) -> None:
     make_vm(client)
-    assert client.ask("POST", f"{V}/agent/ping").reason == "VM 100 is not running"
-    client.do("POST", f"{V}/status/start")
     assert client.ask("POST", f"{V}/agent/ping").reason == "No QEMU guest agent configured"
-    client.do("POST", f"{V}/status/stop")
     client.ask("PUT", f"{V}/config", {"agent": "enabled=1"})
+    assert client.ask("POST", f"{V}/agent/ping").reason == "VM 100 is not running"
     client.do("POST", f"{V}/status/start")
     assert client.ask("POST", f"{V}/agent/ping").reason == "QEMU guest agent is not running"
     qemu.answers = {"get-host-name": {"host-name": "guest"}, "fsfreeze-status": "thawed"}
@@ -628,8 +628,9 @@ def test_proxmoxer_drives_it(client: Client, tmp_path: Path) -> None:
     user, _, rest = client.node.token.partition("!")
     name, _, value = rest.partition("=")
     api = ProxmoxAPI(
-        "127.0.0.1", port=client.node.port, user=user, token_name=name, token_value=value, verify_ssl=False, timeout=30
-    )
+        "127.0.0.1", port=client.node.port, user=user, token_name=name, token_value=value, timeout=30,
+        verify_ssl=str(client.node.home / "cert.pem"),
+    )  # fmt: skip
     node = api.nodes("pvetest")
     image = tmp_path / "t.qcow2"
     image.write_bytes(client.node.state.disks.path(_small_image(client)).read_bytes())
@@ -647,7 +648,8 @@ def test_proxmoxer_drives_it(client: Client, tmp_path: Path) -> None:
         vm.clone.post(newid=101)
     assert refused.value.content == "unable to create VM 101: config file already exists"
     by_ticket = ProxmoxAPI(
-        "127.0.0.1", port=client.node.port, user="root@pam", verify_ssl=False, timeout=30,
+        "127.0.0.1", port=client.node.port, user="root@pam", timeout=30,
+        verify_ssl=str(client.node.home / "cert.pem"),
         password=(client.node.home / "password").read_text().strip(),
     )  # fmt: skip
     assert client.end_of(by_ticket.nodes("pvetest").qemu(101).delete()) == "OK"

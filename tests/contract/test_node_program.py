@@ -23,7 +23,8 @@ import sys
 from pathlib import Path
 from autovibe.node import run
 
-run(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), accel="tcg", log_level="debug")
+faults = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+run(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), accel="tcg", log_level="debug", faults=faults)
 """
 
 
@@ -31,8 +32,8 @@ PROGRAMS: list[Program] = []
 
 
 class Program:
-    def __init__(self, home: Path, port: int) -> None:
-        argv = [sys.executable, "-c", _PROGRAM, str(home), str(port)]
+    def __init__(self, home: Path, port: int, *words: str) -> None:
+        argv = [sys.executable, "-c", _PROGRAM, str(home), str(port), *words]
         PROGRAMS.append(self)
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
@@ -92,3 +93,19 @@ def test_vms_outlive_the_node(tmp_path: Path) -> None:
         if pid:
             with contextlib.suppress(psutil.NoSuchProcess):
                 psutil.Process(pid).kill()
+
+
+def test_faults_on_demand_are_announced(tmp_path: Path) -> None:
+    home, faults = tmp_path / "node", tmp_path / "faults.json"
+    faults.write_text('{"rules": [{"match": {"path": "/version"}, "then": {"status": 503, "reason": "as asked"}}]}')
+    program = Program(home, free_port(), str(faults))
+    try:
+        assert program.process.stdout
+        assert program.process.stdout.readline().startswith("FAULTS ON DEMAND from '")
+        assert program.client.ask("GET", "/version").reason == "as asked"
+        assert program.stop() < 10
+        assert "FAULTS ON DEMAND: 1 rules" in (home / "node.log").read_text()
+    finally:
+        program.process.kill()
+        program.process.wait()
+        shutil.rmtree(run_directory(home))

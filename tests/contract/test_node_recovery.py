@@ -17,6 +17,7 @@ import pytest
 
 from autovibe.node import drives
 from autovibe.node.auth import Auth
+from autovibe.node.orphans import unnamed_files
 from tests.contract.node_parts import Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"
@@ -180,3 +181,142 @@ def test_a_half_made_snapshot_is_finished_when_every_disk_has_it(prepared: Path)
     assert set(state.configs.load(200).snapshots) == {"s0", "a1"}
     assert state.configs.load(200).values["parent"] == "a1"
     client.node.stop()
+
+
+# What a kill leaves of saved RAM: a home is put into the state of that moment, with the task's intent.
+
+
+def leave(home: Path, kind: str, **intent: Any) -> str:
+    """A task that a killed node left active."""
+    upid = f"UPID:pvetest:00000001:00000001:6B000000:{kind}:200:root@pam:"
+    (home / "tasks" / "active" / upid).write_text(json.dumps({"vmid": 200, **intent}))
+    return upid
+
+
+@pytest.fixture
+def left(prepared: Path) -> tuple[Path, Client, FlagQemu]:
+    """The home with VM 200 running and a snapshot of its RAM, `ram`; the node is stopped, the VM is not."""
+    qemu = FlagQemu()
+    client = Client(make_node(prepared, qemu))
+    client.do("POST", f"{N}/qemu/200/status/start")
+    client.do("POST", f"{N}/qemu/200/snapshot", snapname="ram", vmstate=1)
+    client.node.stop()
+    return prepared, client, qemu
+
+
+def change(client: Client, **values: str) -> None:
+    configs = client.node.state.configs
+    config = configs.load(200)
+    config.values |= values
+    configs.save(200, config)
+
+
+def reserve(client: Client, name: str) -> str:
+    return client.node.state.disks.allocate_state("local", 200, name, size=1 << 30, needed=1 << 20)
+
+
+def recovered(home: Path, upid: str, qemu: FlagQemu) -> tuple[Client, str]:
+    """The next node, and what its recovery said."""
+    client = Client(make_node(home, qemu))
+    assert client.end_of(upid) == "unexpected status"
+    client.node.stop()
+    assert unnamed_files(client.node.state) == []
+    return client, client.node.state.tasks.find(upid).log_file.read_text().splitlines()[-1].partition("recovery: ")[2]
+
+
+def test_a_vm_paused_for_a_snapshot_of_its_ram_goes_on(left: tuple[Path, Client, FlagQemu]) -> None:
+    home, client, qemu = left
+    config = client.node.state.configs.load(200)
+    config.snapshots["half"] = {**config.values, "snapstate": "prepare", "vmstate": reserve(client, "half")}
+    config.values["lock"] = "snapshot"
+    client.node.state.configs.save(200, config)
+    client.node.state.disks.snapshot("local:200/vm-200-disk-0.qcow2", "half", monitor=None)
+    qemu.suspend(200)
+    upid = leave(home, "qmsnapshot", snapname="half", goes_on=True)
+    after, said = recovered(home, upid, qemu)
+    assert said == "removed the half-made snapshot 'half' with its RAM; VM 200 goes on"
+    assert qemu.paused == set()
+    assert set(after.node.state.configs.load(200).snapshots) == {"s0", "ram"}
+    assert "lock" not in after.node.state.configs.load(200).values
+    assert after.node.state.disks.snapshots("local:200/vm-200-disk-0.qcow2") == ["s0", "ram"]
+
+
+def test_a_state_that_nothing_names_yet_is_removed(left: tuple[Path, Client, FlagQemu]) -> None:
+    home, client, qemu = left
+    reserve(client, "early")
+    upid = leave(home, "qmsnapshot", snapname="early", goes_on=True)
+    assert recovered(home, upid, qemu)[1] == "the snapshot was complete, or had not been begun"
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_half_written_suspension_is_undone(left: tuple[Path, Client, FlagQemu], is_running: bool) -> None:
+    home, client, qemu = left
+    change(client, lock="suspending", vmstate=reserve(client, "suspend"), runningcpu="max")
+    qemu.suspend(200) if is_running else qemu.stop(200)
+    after, said = recovered(home, leave(home, "qmsuspend"), qemu)
+    assert said == f"removed the half-made state; VM 200 {'goes on' if is_running else 'had ended'}"
+    assert qemu.paused == set()
+    assert not {"lock", "vmstate", "runningcpu"} & after.node.state.configs.load(200).values.keys()
+
+
+def test_a_whole_suspension_is_ended(left: tuple[Path, Client, FlagQemu]) -> None:
+    home, client, qemu = left
+    change(client, lock="suspended", vmstate=reserve(client, "suspend"))
+    after, said = recovered(home, leave(home, "qmsuspend"), qemu)
+    assert (said, qemu.running()) == ("VM 200 is suspended", [])
+    assert after.node.state.configs.load(200).values["lock"] == "suspended"
+
+
+def test_a_resumed_vm_goes_on(left: tuple[Path, Client, FlagQemu]) -> None:
+    """The configuration has forgotten the state, so that it is never loaded again."""
+    home, client, qemu = left
+    volid = reserve(client, "suspend")
+    qemu.suspend(200)
+    assert recovered(home, leave(home, "qmstart"), qemu)[1] == f"VM 200 goes on; removed {volid}"
+    assert (qemu.running(), qemu.paused) == ([200], set())
+
+
+@pytest.mark.parametrize("lock", ["rollback", ""])
+def test_a_rollback_to_ram_ends_with_the_vm_running(left: tuple[Path, Client, FlagQemu], lock: str) -> None:
+    home, client, qemu = left
+    if lock:
+        change(client, lock=lock)
+    qemu.suspend(200)  # loaded, perhaps; not let go on
+    after, said = recovered(home, leave(home, "qmrollback", snapname="ram"), qemu)
+    assert said == "finished the rollback to 'ram'; the VM runs"
+    assert (qemu.running(), qemu.paused) == ([200], set())
+    assert "lock" not in after.node.state.configs.load(200).values
+
+
+def test_a_reboot_is_finished(left: tuple[Path, Client, FlagQemu]) -> None:
+    home, _, qemu = left
+    qemu.stop(200)
+    assert recovered(home, leave(home, "qmreboot"), qemu)[1] == "started VM 200, which had shut down"
+    assert qemu.running() == [200]
+
+
+def test_what_a_killed_move_leaves(left: tuple[Path, Client, FlagQemu]) -> None:
+    home, client, qemu = left
+    qemu.stop(200)
+    state = client.node.state
+    before = state.owned_by(200)
+    extra = state.disks.allocate("local", 200, size=1 << 20)
+    intent = {"disk": "scsi1", "old": "local:200/vm-200-disk-0.qcow2", "delete": True, "volumes": before}
+    upid = leave(home, "qmmove", **intent)
+    assert recovered(home, upid, qemu)[1] == "scsi1 is 'local:200/vm-200-disk-0.qcow2'"
+    assert extra not in state.owned_by(200)
+
+
+def test_clusters_that_a_killed_change_left_are_given_back(left: tuple[Path, Client, FlagQemu]) -> None:
+    home, client, qemu = left
+    path = client.node.state.disks.path("local:200/vm-200-disk-0.qcow2")
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", str(path)], check=True, capture_output=True)
+    with path.open("rb+") as file:  # forget the table that leads to them
+        file.seek(40)
+        table = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        file.write(b"\0" * 8)
+    checked = subprocess.run(["qemu-img", "check", "-q", str(path)], check=False, capture_output=True)
+    assert checked.returncode == 3
+    recovered(home, leave(home, "resize", disk="scsi1"), qemu)
+    subprocess.run(["qemu-img", "check", "-q", str(path)], check=True)

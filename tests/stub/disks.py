@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autovibe.node.disks import DiskError, Volume
+from autovibe.node.storage_config import StorageConfig
 
 GIB = 1 << 30
 _VOLID = re.compile(r"^(local|local-lvm):(?:\d+/)?([A-Za-z0-9._-]+?)(?:\.qcow2|\.raw)?$")
@@ -31,6 +32,8 @@ class StubDisks:
 
     def __init__(self, root: Path, base: Path, delays: dict[str, float] | None = None) -> None:
         self.root, self.base, self.delays = root, base, delays or {}
+        root.mkdir(parents=True, exist_ok=True)
+        self.configuration = StorageConfig(root)
         for storage in ("local", "local-lvm"):
             (root / storage / "volumes").mkdir(parents=True, exist_ok=True)
         for content in ("import", "template/iso", "snippets"):
@@ -44,6 +47,9 @@ class StubDisks:
         if not match:
             raise DiskError(f"unable to parse volume ID '{volid}'")
         return self.root / match[1] / "volumes" / match[2]
+
+    def check_import(self, path: Path, format: str) -> None:
+        """Any file will do: `base` is what it becomes."""
 
     def statuses(self) -> list[dict[str, Any]]:
         usage = shutil.disk_usage(self.root)
@@ -194,11 +200,17 @@ class StubDisks:
         format: str | None,
         progress: Callable[[str], None],
         monitor: Any,
+        limit: int = 0,
     ) -> str:
         self._take_time("copy")
         if "cloudinit" in volid:
             return self.allocate(storage, vmid, size=self.size(volid), name=f"vm-{vmid}-cloudinit")
         return self._duplicate(volid, vmid, storage, snapshot)
+
+    def copy_running(self, volids: list[str], vmid: int, *, storage: str | None, still: Any, **_: Any) -> list[str]:
+        self._take_time("copy")
+        with still():
+            return [self._duplicate(volid, vmid, storage or volid.partition(":")[0], None) for volid in volids]
 
     def _duplicate(self, volid: str, vmid: int, storage: str, snapshot: str | None) -> str:
         source = self._place(volid)

@@ -83,14 +83,17 @@ class StubNode:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
-def start(delays: dict[str, float] | None = None, boot_seconds: float = 0.0) -> StubNode:
-    """A running stub node with the image template `debian-12`; `delays` are the seconds of disk and start verbs."""
+def start(delays: dict[str, float] | None = None, boot_seconds: float = 0.0, faults: Path | None = None) -> StubNode:
+    """A running stub node with the image template `debian-12`; `delays` are the seconds of disk and start verbs.
+
+    `faults` is a file of faults on demand (autovibe/node/faults.py).
+    """
     home = Path(tempfile.mkdtemp(prefix="av-stub-"))
     port = free_port()
     base = make_base_tree(home / "base")
     qemu = StubQemu(home / "stub", forward_port=port + 1, boot_seconds=boot_seconds, delays=delays)
     disks = StubDisks(home / "storage", base, delays)
-    server = node.serve(home, "127.0.0.1", port, name="autovibe", qemu=qemu, disks=disks)
+    server = node.serve(home, "127.0.0.1", port, name="autovibe", qemu=qemu, disks=disks, faults=faults)
     server.start()
     found = StubNode(home, port, server, qemu, disks)
     tiny = home / "debian-12-000000000000.qcow2"

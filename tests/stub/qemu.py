@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 import psutil
 
+from autovibe.node.monitor import MonitorError
 from autovibe.node.qemu import forward_address
 
 SHIMS = Path(__file__).parent / "bin" / "shim"
@@ -67,6 +68,11 @@ class NoMonitor:
     """Stands where a QMP connection would; directories need none."""
 
     def execute(self, command: str, **arguments: Any) -> Any:
+        if command == "query-balloon":
+            raise MonitorError("the stub has no balloon")
+        return {}
+
+    def send(self, command: str, arguments: dict[str, Any]) -> Any:
         return {}
 
     def close(self) -> None:
@@ -106,7 +112,15 @@ class StubQemu:
     def _run(self, vmid: int) -> Path:
         return self.home / "vms" / str(vmid)
 
-    def start(self, vmid: int, config: Mapping[str, str], drives: Mapping[str, Path]) -> None:
+    def start(
+        self,
+        vmid: int,
+        config: Mapping[str, str],
+        drives: Mapping[str, Path],
+        *,
+        state: Path | None = None,
+        timeout: float | None = None,
+    ) -> None:
         time.sleep(self.delays.get("start", 0))
         tree = next(path for path in drives.values() if Path(path).is_dir())
         run = self._run(vmid)
@@ -233,8 +247,16 @@ exec {inside} /bin/sh -c "$SSH_ORIGINAL_COMMAND"
             time.sleep(0.01)
         shutil.rmtree(self._run(vmid), ignore_errors=True)
 
-    def powerdown(self, vmid: int) -> None:
+    def powerdown(self, vmid: int, *, by_agent: bool = True) -> None:
         self.stop(vmid)
+
+    def running(self) -> list[int]:
+        vms = self.home / "vms"
+        found = (int(run.name) for run in vms.iterdir()) if vms.exists() else ()
+        return sorted(vmid for vmid in found if self.is_running(vmid))
+
+    def settle(self, vmid: int, *, goes_on: bool) -> list[str]:
+        return []
 
     def status(self, vmid: int) -> dict[str, Any]:
         return {"qmpstatus": "running" if self.is_running(vmid) else "stopped", "running-qemu": "7.2.0"}

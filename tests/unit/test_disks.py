@@ -191,7 +191,7 @@ class TestEitherStorage:
         )
         assert 0 < local["avail"] <= local["total"]
         assert "import" in local["content"]
-        assert lvm["content"] == "images"
+        assert lvm["content"] == "images,rootdir"
 
     def test_rollback_goes_anywhere_in_the_tree(self, disks: Disks, volid: str) -> None:
         disks.snapshot(volid, "one", monitor=None)
@@ -454,6 +454,18 @@ class TestImport:
         disguised.write_bytes(secret.read_bytes())
         vmdk = tmp_path / "d.vmdk"
         vmdk.write_text('# Disk DescriptorFile\nRW 2048 FLAT "secret" 0\n')
+        giant = self.image(tmp_path / "f.qcow2")
+        with giant.open("r+b") as file:
+            file.seek(24)
+            file.write(struct.pack(">Q", 1 << 60))
+        encrypted = self.image(tmp_path / "g.qcow2")
+        with encrypted.open("r+b") as file:
+            file.seek(32)
+            file.write(struct.pack(">I", 2))
+        qed = tmp_path / "h.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qed", str(qed), "1M"], check=True)
+        described = tmp_path / "i.qcow2"
+        described.write_text('json:{"driver":"raw","file":{"driver":"file","filename":"/etc/passwd"}}')
         truncated = tmp_path / "e.qcow2"
         truncated.write_bytes(b"QFI\xfb" + struct.pack(">I", 3) + bytes(500))
         for source, text in (
@@ -462,6 +474,10 @@ class TestImport:
             (disguised, "not a qcow2 image"),
             (vmdk, "neither qcow2 nor raw"),
             (truncated, "failed"),
+            (giant, "claims a size of 1048576.0 TiB, which is too large"),
+            (encrypted, "is encrypted"),
+            (qed, "not a qcow2 image"),
+            (described, "not a qcow2 image"),
             (tmp_path / "missing.qcow2", "cannot be read"),
         ):
             with pytest.raises(DiskError, match=text):
@@ -475,6 +491,32 @@ class TestImport:
         raw = source.rename(tmp_path / "x.raw")
         made = disks.import_image("local", 100, raw, progress=silent)
         assert raw.stat().st_size <= disks.size(made) < raw.stat().st_size + 512 < MIB
+
+    def test_a_raw_disk_that_looks_like_vmdk_stays_raw(self, disks: Disks, tmp_path: Path) -> None:
+        secret = tmp_path / "secret"
+        secret.write_bytes(b"s" * MIB)
+        raw = tmp_path / "x.raw"
+        raw.write_bytes(f'# Disk DescriptorFile\nversion=1\nRW 2048 FLAT "{secret}" 0\n'.encode().ljust(65536, b"\0"))
+        made = disks.import_image("local-lvm", 100, raw, progress=silent)
+        assert disks.size(made) == 65536
+
+    def test_an_import_stops_when_the_disk_fills(
+        self, disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A few compressed bytes may become gigabytes: space is looked at while the copy runs, too."""
+        source, real, asked = self.image(tmp_path / "x.qcow2"), os.statvfs, [0]
+
+        def filling(path: Path) -> os.statvfs_result:
+            values = list(real(path))
+            asked[0] += 1
+            if asked[0] > 1:
+                values[4] = 10
+            return os.statvfs_result(values)
+
+        monkeypatch.setattr(os, "statvfs", filling)
+        with pytest.raises(DiskError, match="not enough free space"):
+            disks.import_image("local-lvm", 100, source, progress=silent)
+        assert layers(disks, tmp_path) == []
 
     def test_a_stopped_import_leaves_nothing(self, disks: Disks, tmp_path: Path) -> None:
         source = self.image(tmp_path / "x.qcow2")
@@ -508,7 +550,7 @@ def dying(real):
 for name in ("rename", "replace", "unlink"):
     setattr(Path, name, dying(getattr(Path, name)))
 os.fsync = dying(os.fsync)
-qemu_img.subprocess.run = dying(qemu_img.subprocess.run)
+qemu_img.subprocess.Popen.__init__ = dying(qemu_img.subprocess.Popen.__init__)
 disks = Disks(Path(root))
 getattr(disks, call[0])(*eval(call[1]), **eval(call[2]))
 """

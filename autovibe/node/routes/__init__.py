@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node.routes import access, agent, cluster, host, storage, vms
+from autovibe.node.routes import access, agent, cluster, console, firewall, host, pools, rrd, storage, vms
 from autovibe.node.routes.route import Route
 
 __all__ = ["ROUTES", "Route", "find"]
@@ -12,10 +12,14 @@ __all__ = ["ROUTES", "Route", "find"]
 ROUTES: tuple[Route, ...] = (
     *cluster.ROUTES,
     *access.ROUTES,
+    *pools.ROUTES,
     *host.ROUTES,
+    *rrd.ROUTES,
     *vms.ROUTES,
     *agent.ROUTES,
     *storage.ROUTES,
+    *console.ROUTES,
+    *firewall.ROUTES,
 )
 
 _BRANCH = dict[str, Any]
@@ -36,15 +40,15 @@ _TREE = _plant()
 
 
 def find(method: str, path: str) -> tuple[Route, dict[str, str]] | None:
-    """The route of a decoded path, and the path's parameters; a volume's name may hold slashes."""
+    """The route of a decoded path, and the path's parameters; volumes and networks may hold slashes."""
     branch, values = _TREE, []
     parts = [part for part in path.split("/") if part]
     for position, part in enumerate(parts):
-        if part in branch and part != "":
+        if part in branch and part != "*":
             branch = branch[part]
         elif "*" in branch:
             branch = branch["*"]
-            if position and parts[position - 1] == "content":
+            if (position and parts[position - 1] == "content") or (position > 1 and parts[position - 2] == "ipset"):
                 values.append("/".join(parts[position:]))
                 break
             values.append(part)

@@ -24,7 +24,7 @@ on_node = partial(perm, "/nodes/{node}")
 START = Param("integer", minimum=0)
 SECONDS = Param("integer", minimum=0)
 DELAY = Param("integer", minimum=1, maximum=30)
-DISK = Param(enum=DRIVE_KEYS)
+DISK = Param(enum=(*DRIVE_KEYS, "efidisk0", "tpmstate0"))
 SKIPLOCK = {"skiplock": FLAG}
 
 _PATH: Table = {

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from autovibe.node import formats
-from autovibe.node.options import DESCRIPTION, DIGEST, FLAG, NODE, OPTIONS, SNAPSHOT, STORAGE, TEXT, VMID
+from autovibe.node.options import (
+    DESCRIPTION,
+    DIGEST,
+    DISK_KEYS,
+    FLAG,
+    NODE,
+    OPTIONS,
+    SNAPSHOT,
+    STORAGE,
+    TEXT,
+    UNUSED_KEYS,
+    VMID,
+)
 from autovibe.node.parameters import Param, Table
 from autovibe.node.permissions import ALL_USERS, both, either, perm
 from autovibe.node.routes.route import DELAY, DISK, SECONDS, SKIPLOCK, START, N, Route, V, on_vm, route
-from autovibe.node.verbs import clones, cloudinit, config, create, power, snapshots, vms
+from autovibe.node.verbs import (
+    clones,
+    cloudinit,
+    config,
+    create,
+    disks,
+    machine,
+    power,
+    rollback,
+    snapshots,
+    suspend,
+    vms,
+)
 
 _CREATE: Table = {
     **OPTIONS,
@@ -15,6 +39,8 @@ _CREATE: Table = {
     "archive": Param(max_length=255),
     "bwlimit": START,
     "force": Param("boolean", requires="archive"),
+    "ha-managed": FLAG,
+    "live-restore": FLAG,
     "import-working-storage": STORAGE,
     "pool": Param(form=formats.pool_id),
     "start": FLAG,
@@ -29,6 +55,7 @@ _CONFIGURE: Table = {
     "force": Param("boolean", requires="delete"),
     **SKIPLOCK,
 }
+_KEYS = (*DISK_KEYS, *UNUSED_KEYS)
 _CLONE: Table = {
     "newid": VMID.required(),
     "name": OPTIONS["name"],
@@ -48,7 +75,11 @@ _STARTING: Table = {
     "force-cpu": TEXT,
     "stateuri": Param(max_length=128),
     "migratedfrom": NODE,
-    "targetstorage": TEXT,
+    "targetstorage": Param(form=formats.storage_pairs),
+    "migration_network": Param(form=formats.network),
+    "migration_type": Param(enum=("secure", "insecure")),
+    "nets-host-mtu": Param(pattern=r"net\d+=\d+(,net\d+=\d+)*"),
+    "with-conntrack-state": FLAG,
 }
 _STOPPING: Table = {**SKIPLOCK, "timeout": SECONDS, "keepActive": FLAG}
 
@@ -81,19 +112,69 @@ ROUTES: tuple[Route, ...] = (
         f"{V}/config",
         config.post,
         _CONFIGURING,
-        {**_CONFIGURE, "background_delay": DELAY},
+        {**_CONFIGURE, "background_delay": DELAY, "import-working-storage": STORAGE},
     ),
     route("GET", f"{V}/pending", config.pending, on_vm("VM.Audit")),
     route(
         "PUT",
         f"{V}/resize",
-        config.resize,
+        disks.resize,
         on_vm("VM.Config.Disk"),
         {
             "disk": DISK.required(),
             "size": Param(optional=False, pattern=r"\+?\d+(\.\d+)?[KMGT]?"),
             "digest": DIGEST,
             **SKIPLOCK,
+        },
+    ),
+    route(
+        "PUT",
+        f"{V}/unlink",
+        disks.unlink,
+        on_vm("VM.Config.Disk"),
+        {"idlist": Param(form=formats.config_ids, optional=False), "force": FLAG},
+    ),
+    route(
+        "POST",
+        f"{V}/move_disk",
+        disks.move,
+        on_vm("VM.Config.Disk"),
+        {
+            "disk": Param(enum=_KEYS, optional=False),
+            "storage": STORAGE,
+            "format": Param(enum=("raw", "qcow2", "vmdk")),
+            "delete": FLAG,
+            "digest": DIGEST,
+            "bwlimit": START,
+            "target-vmid": VMID,
+            "target-disk": Param(enum=_KEYS),
+            "target-digest": DIGEST,
+        },
+    ),
+    route("PUT", f"{V}/sendkey", machine.send_key, on_vm("VM.Console"), {"key": TEXT.required(), **SKIPLOCK}),
+    route(
+        "POST",
+        f"{V}/monitor",
+        machine.monitor,
+        on_vm("Sys.Audit", "Sys.Modify", any=True),
+        {"command": TEXT.required()},
+    ),
+    route("GET", f"{V}/migrate", machine.migration, on_vm("VM.Migrate"), {"target": NODE}),
+    route(
+        "POST",
+        f"{V}/migrate",
+        machine.migrate,
+        on_vm("VM.Migrate"),
+        {
+            "target": NODE.required(),
+            "bwlimit": START,
+            "force": FLAG,
+            "migration_network": Param(form=formats.network),
+            "migration_type": Param(enum=("secure", "insecure")),
+            "online": FLAG,
+            "targetstorage": Param(form=formats.storage_pairs),
+            "with-conntrack-state": FLAG,
+            "with-local-disks": FLAG,
         },
     ),
     route(
@@ -136,11 +217,11 @@ ROUTES: tuple[Route, ...] = (
     route(
         "POST",
         f"{V}/status/suspend",
-        power.suspend,
+        suspend.suspend,
         on_vm("VM.PowerMgmt"),
         {**SKIPLOCK, "todisk": FLAG, "statestorage": Param(form=formats.storage_id, requires="todisk")},
     ),
-    route("POST", f"{V}/status/resume", power.resume, on_vm("VM.PowerMgmt"), {**SKIPLOCK, "nocheck": FLAG}),
+    route("POST", f"{V}/status/resume", suspend.resume, on_vm("VM.PowerMgmt"), {**SKIPLOCK, "nocheck": FLAG}),
     route("GET", f"{V}/snapshot", snapshots.list_all, on_vm("VM.Audit")),
     route(
         "POST",
@@ -167,7 +248,7 @@ ROUTES: tuple[Route, ...] = (
     route(
         "POST",
         f"{V}/snapshot/{{snapname}}/rollback",
-        snapshots.rollback,
+        rollback.rollback,
         on_vm("VM.Snapshot", "VM.Snapshot.Rollback", any=True),
         {"start": FLAG},
     ),

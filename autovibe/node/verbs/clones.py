@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from contextlib import AbstractContextManager
 from typing import Any
 
 from autovibe.node import drives
-from autovibe.node.options import OPTIONS
 from autovibe.node.parameters import split_properties
+from autovibe.node.property_strings import SMBIOS
 from autovibe.node.refusal import Refusal
 from autovibe.node.state import Call, State, disks_of, start_vm_task
 from autovibe.node.tasks import Task
-from autovibe.node.verbs.create import refuse_pool, remove_half_made
+from autovibe.node.verbs import snapshots
+from autovibe.node.verbs.create import remove_half_made
 from autovibe.node.vmconfig import SNAPSHOT_KEYS, Config
 from autovibe.node.volumes import complete_net
 
@@ -21,10 +23,12 @@ _NOT_COPIED = ("lock", "template", "meta", *SNAPSHOT_KEYS)
 
 def clone(state: State, call: Call) -> str:
     """Check all that Proxmox checks before the task, take the new vmid, copy or link the disks in the task."""
-    vmid, new = call.vmid, call["newid"]
-    config = state.configs.load(vmid)
-    is_full = _check_clone(state, call, config)
-    values = _values_for(call, config)
+    vmid, new, pool = call.vmid, call["newid"], call.get("pool")
+    _check_rights(state, call)
+    with _hold(state, vmid):
+        config = state.configs.load(vmid)
+        is_full = _check_clone(state, call, config)
+        values = _values_for(call, config)
 
     def take() -> None:
         if not state.configs.create(new, {"lock": "clone"}):
@@ -34,7 +38,8 @@ def clone(state: State, call: Call) -> str:
         try:
             with _hold(state, vmid):
                 made = _clone_disks(state, call, values, task, is_full=is_full)
-            _finish(state, new, {**values, **made})
+            state.firewall.copy(vmid, new)
+            _finish(state, new, {**values, **made}, pool)
         except Exception as error:
             remove_half_made(state, new)
             raise Refusal(f"clone failed: {error}") from error
@@ -47,9 +52,22 @@ def _taken(new: int) -> Refusal:
     return Refusal(f"unable to create VM {new}: config file already exists")
 
 
+def _check_rights(state: State, call: Call) -> None:
+    """What the clone takes beside the source: space on its storages."""
+    config = state.configs.load(call.vmid)
+    snapshot = call.get("snapname")
+    values = config.snapshots.get(snapshot, {}) if snapshot else config.values
+    storages = {call["storage"]} if call.get("storage") else {volid.partition(":")[0] for _, volid in disks_of(values)}
+    for storage in sorted(storages):
+        if not state.allows(call.actor, f"/storage/{storage}", "Datastore.AllocateSpace"):
+            raise Refusal(f"Permission check failed (/storage/{storage}, Datastore.AllocateSpace)", status=403)
+
+
 def _check_clone(state: State, call: Call, config: Config) -> bool:
     """Whether it is to be a full clone; raises everything that is wrong with the request."""
     target, snapshot = call.get("target"), call.get("snapname")
+    if pool := call.get("pool"):
+        state.access.require_pool(pool)
     if target not in (None, state.name):
         raise Refusal(f"no such cluster node '{target}'")
     config.check_lock()
@@ -57,7 +75,6 @@ def _check_clone(state: State, call: Call, config: Config) -> bool:
         config.snapshot(snapshot)
     if state.configs.exists(call["newid"]):
         raise _taken(call["newid"])
-    refuse_pool(call)
     is_full = bool(call.get("full", not config.is_template))
     if not is_full:
         for option in ("storage", "format"):
@@ -81,9 +98,9 @@ def _values_for(call: Call, config: Config) -> dict[str, str]:
     source = config.snapshots[snapshot] if snapshot else config.values
     values = {key: text for key, text in source.items() if key not in _NOT_COPIED and not key.startswith("unused")}
     for key in values:
-        if key.startswith("net"):
+        if re.fullmatch(r"net\d+", key):
             values[key] = complete_net(values[key], is_new_mac=True)
-    smbios = {**split_properties(OPTIONS["smbios1"].form, values.get("smbios1", "")), "uuid": str(uuid.uuid4())}  # type: ignore[arg-type]
+    smbios = {**split_properties(SMBIOS, values.get("smbios1", "")), "uuid": str(uuid.uuid4())}
     values["smbios1"] = ",".join(f"{key}={text}" for key, text in smbios.items())
     if values.get("vmgenid", "0") != "0":
         values["vmgenid"] = str(uuid.uuid4())
@@ -96,37 +113,62 @@ def _values_for(call: Call, config: Config) -> dict[str, str]:
 
 
 def _hold(state: State, vmid: int) -> AbstractContextManager[None]:
+    """A running source is held alone; of a stopped one many clones are made side by side."""
     return state.locks.exclusive(vmid) if state.qemu.is_running(vmid) else state.locks.shared(vmid)
 
 
 def _clone_disks(state: State, call: Call, values: dict[str, str], task: Task, *, is_full: bool) -> dict[str, str]:
     """The drives with the clone's own volumes; an ISO image stays what it is."""
-    new, snapshot = call["newid"], call.get("snapname")
+    owned = {key: drive for key, drive in drives.attached(values) if drives.is_owned(drive)}
+    live = _copy_live(state, call, owned, task) if is_full and not call.get("snapname") else {}
     made: dict[str, str] = {}
-    for key, drive in drives.attached(values):
-        if not drives.is_owned(drive):
-            continue
-        task.check()
-        volid = drive["file"]
-        if is_full or drives.is_cloudinit(drive):
-            task.log(f"create full clone of drive {key} ({volid})")
-            options: dict[str, Any] = {"storage": call.get("storage") or volid.partition(":")[0], "format": None}
-            if drives.is_cloudinit(drive):
-                monitor, source = None, None
-            else:
-                monitor, source, options["format"] = state.monitor(call.vmid), snapshot, call.get("format")
-            drive["file"] = state.disks.copy(volid, new, snapshot=source, progress=task.log, monitor=monitor, **options)
-        else:
-            task.log(f"create linked clone of drive {key} ({volid})")
-            drive["file"] = state.disks.clone(volid, new, snapshot=snapshot)
+    for key, drive in owned.items():
+        drive["file"] = live.get(key) or _clone_disk(state, call, key, drive, task, is_full=is_full)
         if not drives.is_cloudinit(drive):
             drive["size"] = drives.render_size(state.disks.size(drive["file"]))
         made[key] = drives.render(drive)
     return made
 
 
-def _finish(state: State, new: int, values: dict[str, str]) -> None:
+def _copy_live(state: State, call: Call, owned: dict[str, drives.Drive], task: Task) -> dict[str, str]:
+    """Full copies of a running VM's disks, all of one moment, in which the guest's file systems are still."""
+    vmid, monitor = call.vmid, state.monitor(call.vmid)
+    keys = [key for key, drive in owned.items() if not drives.is_cloudinit(drive)]
+    if monitor is None or not keys:
+        return {}
+    for key in keys:
+        task.log(f"create full clone of drive {key} ({owned[key]['file']})")
+    config = state.configs.load(vmid)
+    volids = state.disks.copy_running(
+        [owned[key]["file"] for key in keys],
+        call["newid"],
+        storage=call.get("storage"),
+        format=call.get("format"),
+        progress=task.log,
+        monitor=monitor,
+        limit=call.get("bwlimit", 0) << 10,
+        still=lambda: snapshots.frozen(state, vmid, config, task),
+    )
+    return dict(zip(keys, volids, strict=True))
+
+
+def _clone_disk(state: State, call: Call, key: str, drive: drives.Drive, task: Task, *, is_full: bool) -> str:
+    new, volid, snapshot = call["newid"], drive["file"], call.get("snapname")
+    if not is_full and not drives.is_cloudinit(drive):
+        task.log(f"create linked clone of drive {key} ({volid})")
+        return state.disks.clone(volid, new, snapshot=snapshot)
+    task.log(f"create full clone of drive {key} ({volid})")
+    options: dict[str, Any] = {"storage": call.get("storage") or volid.partition(":")[0], "format": call.get("format")}
+    if drives.is_cloudinit(drive):
+        snapshot, options["format"] = None, None
+    limit = call.get("bwlimit", 0) << 10
+    return state.disks.copy(volid, new, snapshot=snapshot, progress=task.log, monitor=None, limit=limit, **options)
+
+
+def _finish(state: State, new: int, values: dict[str, str], pool: str | None) -> None:
     """The moment the clone becomes a VM: its lock goes with the same write."""
+    if pool:
+        state.access.join_pool(pool, new)
     state.configs.save(new, Config(values))
 
 
@@ -135,17 +177,34 @@ def template(state: State, call: Call) -> str:
     config = state.configs.load(vmid)
     config.check_lock()
     _refuse_template(state, vmid, config)
-    if call.get("disk") and call["disk"] not in config.values:
-        raise Refusal(f"disk '{call['disk']}' does not exist")
+    chosen = call.get("disk")
+    if chosen and chosen not in config.values:
+        raise Refusal(f"disk '{chosen}' does not exist")
 
     def work(task: Task) -> None:
         with state.locks.exclusive(vmid):
             present = state.configs.load(vmid)
             present.check_lock()
             _refuse_template(state, vmid, present)
-            make_template(state, vmid, present, task)
+            if chosen:
+                _make_base(state, vmid, present, chosen, task)
+            else:
+                make_template(state, vmid, present, task)
 
-    return start_vm_task(state, call, "qmtemplate", work)
+    return start_vm_task(state, call, "qmtemplate", work, disk=chosen)
+
+
+def _make_base(state: State, vmid: int, config: Config, key: str, task: Task) -> None:
+    """Turn one disk into a base volume; the VM becomes a template with it."""
+    drive = drives.parse(config.values[key])
+    if not drives.has_volume(drive) or drives.is_cdrom(drive):
+        raise Refusal(f"disk '{key}' can't be converted to a base volume")
+    config.values["template"] = "1"
+    state.configs.save(vmid, config)
+    task.log(f"convert drive {key} ({drive['file']}) to a base volume")
+    drive["file"] = state.disks.make_base(drive["file"])
+    config.values[key] = drives.render(drive)
+    state.configs.save(vmid, config)
 
 
 def _refuse_template(state: State, vmid: int, config: Config) -> None:

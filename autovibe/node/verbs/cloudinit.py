@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node import cloudinit, drives
+from autovibe.node import cloudinit, drives, hotplug
 from autovibe.node.options import CLOUDINIT
 from autovibe.node.refusal import Refusal
 from autovibe.node.state import Call, State
-from autovibe.node.verbs import power
 from autovibe.node.verbs.vms import typed_values
 
 
@@ -30,7 +29,7 @@ def get(state: State, call: Call) -> list[dict[str, Any]]:
 
 
 def put(state: State, call: Call) -> None:
-    """Write the drive anew; cloud-init's waiting options become current with it."""
+    """Write the drive anew, of a running VM too; cloud-init's waiting options become current with it."""
     with state.locks.exclusive(call.vmid):
         config = state.configs.load(call.vmid)
         config.check_lock()
@@ -42,7 +41,7 @@ def put(state: State, call: Call) -> None:
             config.deletions.remove(key)
             config.values.pop(key, None)
         state.configs.save(call.vmid, config)
-        power.write_cloudinit(state, call.vmid, config, lambda _line: None)
+        hotplug.write_cloudinit(state, call.vmid, config)
 
 
 def dump(state: State, call: Call) -> str:

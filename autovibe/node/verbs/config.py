@@ -1,54 +1,68 @@
-"""A VM's configuration: reading it, changing it, what is pending, growing a disk.
+"""A VM's configuration: reading it, changing it, what is pending.
 
-A running VM takes some options at once; all others are pending until it stops or starts.
+A running VM takes at once what it can (`hotplug`); the rest is pending until it stops or starts.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
-from autovibe.node import drives, volumes
-from autovibe.node.options import APPLIED_AT_ONCE, DRIVE_KEYS, OPTIONS, ROOT_ONLY
+from autovibe.node import changes, hotplug, passwords, processors, volumes
+from autovibe.node.options import DISK_KEYS, OPTIONS
 from autovibe.node.parameters import render
 from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.state import Call, State, check_digest, start_vm_task
 from autovibe.node.tasks import Task
+from autovibe.node.verbs import option_rights
 from autovibe.node.verbs.vms import typed_values
 from autovibe.node.vmconfig import Config
 
-_CONTROL = ("node", "vmid", "delete", "revert", "digest", "force", "skiplock", "background_delay")
-_CONTROL_OF_CREATE = (
-    "pool",
-    "storage",
-    "start",
-    "unique",
-    "archive",
-    "bwlimit",
-    "import-working-storage",
-    "ha-managed",
+_CONTROL = (
+    "node", "vmid", "delete", "revert", "digest", "force", "skiplock", "background_delay", "pool", "storage", "start",
+    "unique", "archive", "bwlimit", "import-working-storage", "ha-managed", "live-restore",
+)  # fmt: skip
+_KEY = re.compile(
+    r"([^#\s].*\s)?(ssh-(rsa|dss|ed25519)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
+    r"\s+[A-Za-z0-9+/]+={0,2}(\s.*)?"
 )
 
 
 def options_of(call: Call) -> dict[str, str]:
-    """The options a call sets, as stored. Raises the refusal of those only root@pam may set."""
-    control = (*_CONTROL, *_CONTROL_OF_CREATE)
-    given = {name: render(value) for name, value in call.parameters.items() if name not in control}
-    for name in ROOT_ONLY:
-        if name in given and not call.actor.is_root:
-            raise Refusal(f"only root can set '{name}' config")
+    """The options a call sets, as stored."""
+    given = {name: render(value) for name, value in call.parameters.items() if name not in _CONTROL}
+    if "cdrom" in given:  # the name of old for the disc drive
+        disc = given.pop("cdrom")
+        if "ide2" in given:
+            raise faulty({"cdrom": "option conflicts with option 'ide2'"})
+        given["ide2"] = disc if "media=" in disc else f"{disc},media=cdrom"
+    _check_keys(given.get("sshkeys", ""))
+    if password := given.get("cipassword"):
+        given["cipassword"] = passwords.hashed(password)
     return given
+
+
+def _check_keys(text: str) -> None:
+    lines = [line.strip() for line in unquote(text).splitlines()]
+    if not all(_KEY.fullmatch(line) for line in lines if line and not line.startswith("#")):
+        raise Refusal("SSH public key validation error")
 
 
 def get(state: State, call: Call) -> dict[str, Any]:
     config = state.configs.load(call.vmid)
     if name := call.get("snapshot"):
+        if call.get("current"):
+            fault = "cannot use 'snapshot' parameter with 'current'"
+            raise faulty({"snapshot": fault, "current": fault})
         return {**typed_values(config.snapshot(name)), "digest": config.digest}
     values = config.values if call.get("current") else config.effective
     return {**typed_values(values), "digest": config.digest}
 
 
 def pending(state: State, call: Call) -> list[dict[str, Any]]:
-    """Each option with its value, and where they wait, its `pending` value or `delete`."""
+    """Each option with its value, and where they wait, its `pending` value or `delete` (2: with the disk's volume)."""
     config = state.configs.load(call.vmid)
     entries: list[dict[str, Any]] = []
     waiting = typed_values(config.pending)
@@ -57,57 +71,93 @@ def pending(state: State, call: Call) -> list[dict[str, Any]]:
         if key in waiting:
             entry["pending"] = waiting[key]
         elif key in config.deletions:
-            entry["delete"] = 1
+            entry["delete"] = 2 if key in config.forced else 1
         entries.append(entry)
     return entries + [{"key": key, "pending": waiting[key]} for key in waiting if key not in config.values]
 
 
 def put(state: State, call: Call) -> None:
     """Change it now."""
-    _change(state, call, None)
+    given, deletions = _check_change(state, call)
+    _apply_change(state, call, given, deletions, None)
 
 
-def post(state: State, call: Call) -> str:
-    """Change it in a task; what can be refused is refused before."""
+def post(state: State, call: Call) -> str | None:
+    """Change it in a task; what can be refused is refused before. None when it ended within `background_delay`."""
     given, deletions = _check_change(state, call)
     intent = {"volumes": state.owned_by(call.vmid)}
-    return start_vm_task(
+    upid = start_vm_task(
         state, call, "qmconfig", lambda task: _apply_change(state, call, given, deletions, task), **intent
     )
-
-
-def _change(state: State, call: Call, task: Task | None) -> None:
-    given, deletions = _check_change(state, call)
-    _apply_change(state, call, given, deletions, task)
+    task = state.tasks.find(upid)
+    if not (delay := call.get("background_delay")) or not task.over.wait(delay):
+        return upid
+    if task.status != "OK":
+        raise Refusal(f"failed to update VM {call.vmid}: {task.status}")
+    return None
 
 
 def _check_change(state: State, call: Call) -> tuple[dict[str, str], list[str]]:
     """What is set and what is deleted. Everything is checked before anything changes."""
-    given = options_of(call)
     is_lock_ignored = call.check_skiplock()
-    deletions = _names(call.get("delete", ""))
-    for name in deletions:
-        if name not in OPTIONS:
-            raise faulty({"delete": f"unknown option '{name}'"})
-        if name in given:
-            raise faulty({"delete": f"you can't use '-{name}' and -delete {name}' at the same time"})
-        if name in ROOT_ONLY and not call.actor.is_root:
-            raise Refusal(f"only root can set '{name}' config")
+    given, reverts = options_of(call), names(call.get("revert", ""))
+    deletions = ["ide2" if name == "cdrom" else name for name in names(call.get("delete", ""))]
+    if not given and not deletions and not reverts:
+        raise Refusal("no options specified")
+    _check_names(given, deletions, reverts)
+    option_rights.check(state, call.actor, call.vmid, given, deletions)
+    option_rights.check_volumes(state, call.actor, call.vmid, given, "local")
     config = state.configs.load(call.vmid)
     check_digest(config, call.get("digest"))
     if not is_lock_ignored:
-        config.check_lock()
-    for name in deletions:
-        if config.has("protection") and (name in DRIVE_KEYS or name.startswith("unused")):
-            raise Refusal(f"can't remove drive '{name}' - protection mode enabled")
-    if not given and not deletions and not call.get("revert"):
-        raise Refusal("no options specified", status=400)
+        _check_lock(config, deletions)
+    _check_values(config, given, deletions)
     volumes.check(state, given, "local")
     return given, deletions
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.replace(",", " ").replace(";", " ").split() if name]
+def _check_lock(config: Config, deletions: list[str]) -> None:
+    """A VM that is suspended to disk may be made to forget that, and with it its lock."""
+    if not ("vmstate" in deletions and config.get("lock") == "suspended"):
+        config.check_lock()
+
+
+def _check_names(given: Mapping[str, str], deletions: list[str], reverts: list[str]) -> None:
+    for name in reverts:
+        if name not in OPTIONS:
+            raise faulty({"revert": f"unknown option '{name}'"})
+        if name in given:
+            raise faulty({"delete": f"you can't use '-{name}' and -revert {name}' at the same time"})
+    for name in deletions:
+        if name in given:
+            raise faulty({"delete": f"you can't use '-{name}' and -delete {name}' at the same time"})
+        if name in reverts:
+            raise faulty({"revert": f"you can't use '-delete {name}' and -revert {name}' at the same time"})
+        if name not in OPTIONS and name != "vmstate":
+            raise faulty({"delete": f"unknown option '{name}'"})
+
+
+def _check_values(config: Config, given: Mapping[str, str], deletions: list[str]) -> None:
+    """What cannot be seen of one option alone."""
+    after = {**config.effective, **given}
+    is_asked = "balloon" in given or "memory" in given
+    if is_asked and int(after.get("balloon", "0")) > processors.memory_mb(after):
+        raise Refusal("balloon value too large (must be smaller than assigned memory)")
+    order = given.get("boot", "").removeprefix("order=")
+    for device in order.split(";") if given.get("boot", "").startswith("order=") and order else []:
+        if device not in after or device in deletions:
+            raise Refusal(f"invalid bootorder: device '{device}' does not exist'")
+    if config.has("protection"):
+        for name in deletions:
+            if name.startswith("unused") and name in config.values:
+                raise Refusal(f"can't remove unused disk '{config.values[name]}' - protection mode enabled")
+            if name in DISK_KEYS and name in after:
+                raise Refusal(f"can't remove drive '{name}' - protection mode enabled")
+
+
+def names(text: str) -> list[str]:
+    """The items of a list parameter, each once."""
+    return list(dict.fromkeys(text.replace(",", " ").replace(";", " ").replace("\0", " ").split()))
 
 
 def _apply_change(state: State, call: Call, given: dict[str, str], deletions: list[str], task: Task | None) -> None:
@@ -117,13 +167,11 @@ def _apply_change(state: State, call: Call, given: dict[str, str], deletions: li
         config = state.configs.load(vmid)
         check_digest(config, call.get("digest"))
         if not call.get("skiplock"):
-            config.check_lock()
-        for name in _names(call.get("revert", "")):
-            config.pending.pop(name, None)
-            config.deletions = [other for other in config.deletions if other != name]
+            _check_lock(config, deletions)
+        changes.revert(config, names(call.get("revert", "")))
         made = volumes.create(state, vmid, given, "local", log)
         try:
-            gone = _merge(config, made.values, deletions)
+            gone = changes.request(config, made.values, deletions, is_forced=bool(call.get("force")))
             state.configs.save(vmid, config)
         except BaseException:
             made.undo()
@@ -132,26 +180,8 @@ def _apply_change(state: State, call: Call, given: dict[str, str], deletions: li
             state.disks.free(volid)
         if not state.qemu.is_running(vmid):
             apply_pending(state, vmid)
-
-
-def _merge(config: Config, given: dict[str, str], deletions: list[str]) -> list[str]:
-    """Put changes where they belong, at once or to what is pending: the volumes that are to be freed."""
-    gone: list[str] = []
-    for name, value in given.items():
-        config.deletions = [other for other in config.deletions if other != name]
-        if name in APPLIED_AT_ONCE:
-            config.values[name] = value
-        elif config.values.get(name) == value:
-            config.pending.pop(name, None)
-        else:
-            config.pending[name] = value
-    for name in deletions:
-        config.pending.pop(name, None)
-        if name in APPLIED_AT_ONCE or name.startswith("unused"):
-            gone += _delete(config, name)
-        elif name in config.values and name not in config.deletions:
-            config.deletions.append(name)
-    return gone
+        elif errors := hotplug.apply(state, vmid, config, {*given, *deletions}):
+            raise faulty(errors)
 
 
 def apply_pending(state: State, vmid: int) -> Config:
@@ -159,87 +189,10 @@ def apply_pending(state: State, vmid: int) -> Config:
     config = state.configs.load(vmid)
     if not config.pending and not config.deletions:
         return config
-    gone = [volid for name in config.deletions for volid in _delete(config, name)]
-    for name, value in config.pending.items():
-        _detach(config, name, replacement=value)
-        config.values[name] = value
-        if name in DRIVE_KEYS:  # an unused volume that is attached again is no longer unused
-            volid = drives.parse(value)["file"]
-            for key in [key for key, text in config.values.items() if key.startswith("unused") and text == volid]:
-                del config.values[key]
-    config.pending, config.deletions = {}, []
+    gone = [volid for name in [*config.deletions, *config.pending] for volid in changes.settle(config, name)]
+    while config.pending:  # a deleted drive changes the boot order
+        gone += changes.settle(config, next(iter(config.pending)))
     state.configs.save(vmid, config)
     for volid in gone:
         state.disks.free(volid)
     return config
-
-
-def _delete(config: Config, name: str) -> list[str]:
-    """Drop an option. A disk becomes unused; an unused one is to be freed, and so is a cloud-init drive."""
-    text = config.values.get(name)
-    if text is None:
-        return []
-    gone: list[str] = []
-    if name in DRIVE_KEYS:
-        drive = drives.parse(text)
-        _detach(config, name)
-        if drives.is_owned(drive) and drives.is_cloudinit(drive):
-            gone.append(drive["file"])
-        _drop_from_boot(config, name)
-    elif name.startswith("unused"):
-        gone.append(drives.parse(text)["file"])
-    config.values.pop(name, None)
-    return gone
-
-
-def _detach(config: Config, name: str, replacement: str = "") -> None:
-    """Keep the disk that a bus and number held as unused, unless it is the same one with other properties."""
-    text = config.values.get(name)
-    if name not in DRIVE_KEYS or text is None:
-        return
-    drive = drives.parse(text)
-    if drives.is_owned(drive) and not drives.is_cloudinit(drive):
-        if replacement and drives.parse(replacement)["file"] == drive["file"]:
-            return
-        del config.values[name]
-        drives.add_unused(config.values, drive["file"])
-
-
-def _drop_from_boot(config: Config, name: str) -> None:
-    devices = config.get("boot").removeprefix("order=").split(";")
-    if config.get("boot").startswith("order=") and name in devices:
-        rest = [device for device in devices if device != name]
-        config.values["boot"] = f"order={';'.join(rest)}" if rest else " "
-
-
-def resize(state: State, call: Call) -> str:
-    state.configs.load(call.vmid)
-    is_lock_ignored = call.check_skiplock()
-
-    def work(task: Task) -> None:
-        with state.locks.exclusive(call.vmid):
-            config = state.configs.load(call.vmid)
-            check_digest(config, call.get("digest"))
-            if not is_lock_ignored:
-                config.check_lock()
-            _grow(state, call, config, task)
-
-    return start_vm_task(state, call, "resize", work, disk=call["disk"])
-
-
-def _grow(state: State, call: Call, config: Config, task: Task) -> None:
-    key, text = call["disk"], call["size"]
-    if key not in config.values:
-        raise Refusal(f"disk '{key}' does not exist")
-    drive = drives.parse(config.values[key])
-    if drives.is_cdrom(drive):
-        raise Refusal("you can't resize a cdrom")
-    present = state.disks.size(drive["file"])
-    size = drives.parse_size(text.removeprefix("+")) + (present if text.startswith("+") else 0)
-    if size < present:
-        raise Refusal("shrinking disks is not supported")
-    task.write(f"update VM {call.vmid}: resize --disk {key} --size {text}")
-    state.disks.resize(drive["file"], size, monitor=state.monitor(call.vmid))
-    drive["size"] = drives.render_size(size)
-    config.values[key] = drives.render(drive)
-    state.configs.save(call.vmid, config)

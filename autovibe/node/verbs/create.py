@@ -6,20 +6,22 @@ from autovibe.node import drives, host, volumes
 from autovibe.node.refusal import Refusal, not_implemented
 from autovibe.node.state import Call, State, start_vm_task
 from autovibe.node.tasks import Task
-from autovibe.node.verbs import power
+from autovibe.node.verbs import option_rights, power
 from autovibe.node.verbs.config import options_of
 from autovibe.node.vmconfig import Config
 
 
 def create(state: State, call: Call) -> str:
     """Take the vmid at once (a taken one is a clean 500), then make the disks in a task."""
+    vmid, given, pool = call.vmid, options_of(call), call.get("pool")
+    storage = call.get("storage", "local")
+    if pool:
+        state.access.require_pool(pool)
+    _check_rights(state, call, given, pool)
     if call.get("archive"):
         raise not_implemented("Restoring a VM from an archive is not implemented")
-    vmid, given = call.vmid, options_of(call)
-    storage = call.get("storage", "local")
     if state.configs.exists(vmid):
         raise _taken(state, vmid)
-    refuse_pool(call)
     volumes.check(state, given, storage)
 
     def take() -> None:
@@ -28,7 +30,7 @@ def create(state: State, call: Call) -> str:
 
     def work(task: Task) -> None:
         try:
-            _make(state, vmid, given, storage, task)
+            _make(state, vmid, given, storage, pool, task)
         except Exception as error:
             remove_half_made(state, vmid)
             raise Refusal(f"unable to create VM {vmid} - {error}") from error
@@ -38,23 +40,31 @@ def create(state: State, call: Call) -> str:
     return state.tasks.start(call.actor, "qmcreate", vmid, work, intent={"vmid": vmid}, prepare=take)
 
 
+def _check_rights(state: State, call: Call, given: dict[str, str], pool: str | None) -> None:
+    """Who may make a VM: by its number or by its pool; then each option for itself."""
+    actor, vmid = call.actor, call.vmid
+    if (name := call.get("storage")) and not state.allows(actor, f"/storage/{name}", "Datastore.AllocateSpace"):
+        raise Refusal(f"Permission check failed (/storage/{name}, Datastore.AllocateSpace)", status=403)
+    places = [f"/vms/{vmid}", *([f"/pool/{pool}"] if pool else [])]
+    if not any(state.allows(actor, place, "VM.Allocate") for place in places):
+        raise Refusal("Permission check failed", status=403)
+    option_rights.check_volumes(state, actor, vmid, given, call.get("storage", "local"))
+    option_rights.check(state, actor, vmid, given, (), pool)
+
+
 def _taken(state: State, vmid: int) -> Refusal:
     return Refusal(f"unable to create VM {vmid} - VM {vmid} already exists on node '{state.name}'")
 
 
-def refuse_pool(call: Call) -> None:
-    """A pool must exist, and this node has none so far."""
-    if pool := call.get("pool"):
-        raise Refusal(f"pool '{pool}' does not exist")
-
-
-def _make(state: State, vmid: int, given: dict[str, str], storage: str, task: Task) -> None:
+def _make(state: State, vmid: int, given: dict[str, str], storage: str, pool: str | None, task: Task) -> None:
     made = volumes.create(state, vmid, given, storage, task.log)
     values = {**volumes.new_identity(host.qemu_version()), **made.values}
     if "boot" not in values and (order := _default_boot_order(values)):
         values["boot"] = f"order={';'.join(order)}"
     try:
         task.check()
+        if pool:
+            state.access.join_pool(pool, vmid)
         state.configs.save(vmid, Config(values))
     except BaseException:
         made.undo()
@@ -79,6 +89,8 @@ def remove_half_made(state: State, vmid: int) -> None:
         return
     for volid in state.owned_by(vmid):
         state.disks.free(volid)
+    state.access.leave_pools(vmid)
+    state.firewall.remove(vmid)
     state.configs.delete(vmid)
 
 
@@ -91,7 +103,7 @@ def destroy(state: State, call: Call) -> str:
     def work(task: Task) -> None:
         with state.locks.exclusive(vmid):
             present = state.configs.load(vmid)
-            if not is_lock_ignored:
+            if not is_lock_ignored and present.get("lock") != "suspended":
                 present.check_lock()
             _refuse_destroy(state, vmid, present)
             remove(state, vmid, present, task, with_unreferenced=bool(call.get("destroy-unreferenced-disks")))
@@ -115,4 +127,6 @@ def remove(state: State, vmid: int, config: Config, task: Task, *, with_unrefere
     for volid in owned if with_unreferenced else [volid for volid in named if volid in owned]:
         state.disks.free(volid)
         task.write(f'  Volume "{volid}" successfully removed')
+    state.access.forget_vm(vmid)
+    state.firewall.remove(vmid)
     state.configs.delete(vmid)

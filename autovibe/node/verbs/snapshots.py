@@ -1,29 +1,29 @@
-"""Snapshots of a VM's disks: made, deleted, rolled back to.
+"""Snapshots of a VM's disks, and of its RAM: made and deleted.
 
 A snapshot is a section of the configuration. Its `snapstate` says what is under way (prepare, delete) and the
-configuration's `lock` keeps everything else away meanwhile; both go with the write that ends it. RAM is not kept.
+configuration's `lock` keeps everything else away meanwhile; both go with the write that ends it.
 """
 
 from __future__ import annotations
 
+import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from autovibe.node import drives
+from autovibe.node import vmstate
 from autovibe.node.agent import AgentError
 from autovibe.node.disks import DiskError
 from autovibe.node.monitor import MonitorError
-from autovibe.node.refusal import Refusal, not_implemented
+from autovibe.node.refusal import Refusal
 from autovibe.node.state import Call, State, disks_of, is_agent_enabled, start_vm_task
 from autovibe.node.tasks import Task
-from autovibe.node.verbs import power
 from autovibe.node.verbs.vms import typed_values
-from autovibe.node.vmconfig import SNAPSHOT_KEYS, Config
+from autovibe.node.vmconfig import Config
 
-_NOT_KEPT = ("lock", "template")  # of the configuration, in a snapshot
+_NOT_KEPT = re.compile(r"lock|template|description|unused\d+|" + "|".join(vmstate.KEYS))
+"""Keys of the configuration that its snapshots leave out."""
 
 
 def list_all(state: State, call: Call) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def _describe(name: str, values: dict[str, str]) -> dict[str, Any]:
         "name": name,
         "description": values.get("description", ""),
         "snaptime": int(values.get("snaptime", "0")),
-        "vmstate": 0,
+        "vmstate": int("vmstate" in values),
     }
     if "snapstate" in values:
         entry["snapstate"] = values["snapstate"]
@@ -82,25 +82,33 @@ def create(state: State, call: Call) -> str:
     state.configs.load(vmid)
     if name.lower() in ("current", "pending"):
         raise Refusal(f"unable to use snapshot name '{name}' (reserved name)")
-    if call.get("vmstate") and state.qemu.is_running(vmid):
-        raise not_implemented("A snapshot of a running VM's memory is not implemented")
+    with_ram = bool(call.get("vmstate")) and state.qemu.is_running(vmid)
+    goes_on = with_ram and _runs(state, vmid)
 
     def work(task: Task) -> None:
-        config = _prepare(state, vmid, name, call.get("description"))
+        config = _prepare(state, vmid, name, call.get("description"), task, with_ram=with_ram)
+        kept = config.snapshots[name]
         try:
-            with _frozen(state, vmid, config, task):
-                for key, volid in disks_of(config.snapshots[name]):
+            with _held(state, vmid, task) if "vmstate" in kept else frozen(state, vmid, config, task):
+                for key, volid in disks_of(kept):
                     task.log(f"snapshotting 'drive-{key}' ({volid})")
                     state.disks.snapshot(volid, name, monitor=state.monitor(vmid))
+                if "vmstate" in kept:
+                    vmstate.save(state, vmid, kept["vmstate"], task)
         except BaseException:
+            task.write("snapshot create failed: starting cleanup")
             undo(state, vmid, name)
             raise
         commit(state, vmid, name)
 
-    return start_vm_task(state, call, "qmsnapshot", work, snapname=name)
+    return start_vm_task(state, call, "qmsnapshot", work, snapname=name, goes_on=goes_on)
 
 
-def _prepare(state: State, vmid: int, name: str, description: str | None) -> Config:
+def _runs(state: State, vmid: int) -> bool:
+    return state.qemu.status(vmid).get("qmpstatus") == "running"
+
+
+def _prepare(state: State, vmid: int, name: str, description: str | None, task: Task, *, with_ram: bool) -> Config:
     """Write the section of a snapshot under way; the VM is locked from here on."""
     with state.locks.exclusive(vmid):
         config = state.configs.load(vmid)
@@ -113,18 +121,44 @@ def _prepare(state: State, vmid: int, name: str, description: str | None) -> Con
         for _, volid in disks_of(config.values):
             if not state.disks.has_feature(volid, "snapshot", snapshot=None, is_running=is_running):
                 raise Refusal("snapshot feature is not available")
-        values = {key: text for key, text in config.values.items() if key not in _NOT_KEPT and key != "description"}
-        values |= {"snaptime": str(int(time.time())), "snapstate": "prepare"}
+        for other, values in config.snapshots.items():
+            if values.get("parent") == name:  # of a snapshot that once had the name
+                task.write(f"deleting parent '{name}' reference from '{other}' to avoid bogus snapshot cycle.")
+                del values["parent"]
+        kept = {key: text for key, text in config.values.items() if not _NOT_KEPT.fullmatch(key)}
+        kept |= {"snaptime": str(int(time.time())), "snapstate": "prepare"}
         if description:
-            values["description"] = description
-        config.snapshots[name] = values
+            kept["description"] = description
+        if with_ram and is_running:
+            kept |= vmstate.reserve(state, vmid, config.values, name, vmstate.storage_for(state, config.values))
+        config.snapshots[name] = kept
         config.values["lock"] = "snapshot"
-        state.configs.save(vmid, config)
+        try:
+            state.configs.save(vmid, config)
+        except BaseException:
+            state.free_all(vmid, [kept.get("vmstate", "")])
+            raise
         return config
 
 
 @contextmanager
-def _frozen(state: State, vmid: int, config: Config, task: Task) -> Iterator[None]:
+def _held(state: State, vmid: int, task: Task) -> Iterator[None]:
+    """Pause the VM, so that its disks and its RAM are of one moment; it goes on afterwards, whatever happens."""
+    was_running = _runs(state, vmid)
+    try:
+        state.qemu.suspend(vmid)
+        yield
+    finally:
+        try:
+            state.qemu.resume(vmid)  # also of a paused one: only so QEMU takes the disks back
+            if not was_running:
+                state.qemu.suspend(vmid)
+        except MonitorError as error:
+            task.write(f"VM {vmid} could not go on - {error}")
+
+
+@contextmanager
+def frozen(state: State, vmid: int, config: Config, task: Task) -> Iterator[None]:
     """Hold the guest's file systems still while the disks are snapshot, when its agent can; thaw whatever happens."""
     if not (state.qemu.is_running(vmid) and is_agent_enabled(config)):
         yield
@@ -165,8 +199,9 @@ def commit(state: State, vmid: int, name: str) -> None:
 
 def undo(state: State, vmid: int, name: str) -> None:
     """Take back a snapshot that was not finished."""
-    config = state.configs.load(vmid)
-    for _, volid in disks_of(config.snapshots.get(name, {})):
+    values = state.configs.load(vmid).snapshots.get(name, {})
+    state.free_all(vmid, [values.get("vmstate", "")])
+    for _, volid in disks_of(values):
         if name in state.disks.snapshots(volid):
             state.disks.delete_snapshot(volid, name, monitor=state.monitor(vmid))
     with state.locks.exclusive(vmid):
@@ -188,6 +223,8 @@ def delete(state: State, call: Call) -> str:
             config = state.configs.load(vmid)
             config.snapshot(name)
             config.check_lock()
+            if config.is_template:
+                raise Refusal("you can't delete a snapshot if vm is a template")
             config.snapshots[name]["snapstate"] = "delete"
             config.values["lock"] = "snapshot-delete"
             state.configs.save(vmid, config)
@@ -197,10 +234,11 @@ def delete(state: State, call: Call) -> str:
 
 
 def finish_delete(state: State, vmid: int, name: str, task: Task, *, is_forced: bool = False) -> None:
-    """Delete the snapshot on each disk that still has it, then its section; children move up to its parent."""
-    config = state.configs.load(vmid)
+    """Remove its RAM, delete it on each disk that still has it, then its section; children move up to its parent."""
+    values = state.configs.load(vmid).snapshot(name)
     try:
-        for _, volid in disks_of(config.snapshot(name)):
+        state.free_all(vmid, [values.get("vmstate", "")])
+        for _, volid in disks_of(values):
             try:
                 if name in state.disks.snapshots(volid):
                     state.disks.delete_snapshot(volid, name, monitor=state.monitor(vmid))
@@ -209,7 +247,7 @@ def finish_delete(state: State, vmid: int, name: str, task: Task, *, is_forced: 
                     raise
                 task.write(str(error))
     except BaseException:
-        _unlock(state, vmid)
+        unlock(state, vmid)
         raise
     with state.locks.exclusive(vmid):
         config = state.configs.load(vmid)
@@ -223,61 +261,8 @@ def finish_delete(state: State, vmid: int, name: str, task: Task, *, is_forced: 
         state.configs.save(vmid, config)
 
 
-def _unlock(state: State, vmid: int) -> None:
+def unlock(state: State, vmid: int) -> None:
     with state.locks.exclusive(vmid):
         config = state.configs.load(vmid)
         config.values.pop("lock", None)
-        state.configs.save(vmid, config)
-
-
-# Going back to one
-
-
-def rollback(state: State, call: Call) -> str:
-    vmid, name = call.vmid, call["snapname"]
-    state.configs.load(vmid)
-
-    def work(task: Task) -> None:
-        with state.locks.exclusive(vmid):
-            config = state.configs.load(vmid)
-            values = config.snapshot(name)
-            if config.is_template:
-                raise Refusal("unable to rollback: you can't rollback if it's a template")
-            config.check_lock()
-            if "snapstate" in values:
-                raise Refusal(f"unable to rollback to incomplete snapshot (snapstate = {values['snapstate']})")
-            config.values["lock"] = "rollback"
-            state.configs.save(vmid, config)
-            if state.qemu.is_running(vmid):
-                state.qemu.stop(vmid)
-        finish_rollback(state, vmid, name, task)
-        if call.get("start"):
-            power.start_vm(state, vmid, task)
-
-    return start_vm_task(state, call, "qmrollback", work, snapname=name)
-
-
-def finish_rollback(state: State, vmid: int, name: str, task: Task) -> None:
-    """Put back disks and configuration. Doing it again is harmless: a disk is again what it was at the snapshot."""
-    config = state.configs.load(vmid)
-    kept = config.snapshot(name)
-    try:
-        for key, volid in disks_of(kept):
-            task.log(f"rolling back 'drive-{key}' ({volid})")
-            state.disks.rollback(volid, name)
-    except BaseException:
-        _unlock(state, vmid)
-        raise
-    with state.locks.exclusive(vmid):
-        config = state.configs.load(vmid)
-        before = config.values
-        config.values = {key: text for key, text in kept.items() if key not in (*SNAPSHOT_KEYS, "description")}
-        config.values["parent"] = name
-        if before.get("description"):
-            config.values["description"] = before["description"]
-        if config.get("vmgenid", "0") != "0":
-            config.values["vmgenid"] = str(uuid.uuid4())
-        for volid in drives.owned_volumes(before):
-            if volid not in drives.owned_volumes(config.values):
-                drives.add_unused(config.values, volid)
         state.configs.save(vmid, config)

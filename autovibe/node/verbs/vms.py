@@ -8,17 +8,22 @@ from typing import Any
 
 import psutil
 
-from autovibe.node import drives
-from autovibe.node.options import OPTIONS, typed
+from autovibe.node import drives, usage
+from autovibe.node.options import typed
 from autovibe.node.parameters import split_properties
+from autovibe.node.property_strings import MEMORY, VGA
 from autovibe.node.state import Call, State, is_agent_enabled
 from autovibe.node.vmconfig import Config
+
+_CHILDREN = (
+    "agent", "clone", "cloudinit", "config", "feature", "firewall", "migrate", "monitor", "move_disk", "pending",
+    "resize", "rrddata", "sendkey", "snapshot", "status", "template", "termproxy", "unlink", "vncproxy", "vncwebsocket",
+)  # fmt: skip
 
 
 def index(state: State, call: Call) -> list[dict[str, str]]:
     state.configs.load(call.vmid)
-    names = ("agent", "clone", "cloudinit", "config", "feature", "pending", "resize", "snapshot", "status", "template")
-    return [{"subdir": name} for name in names]
+    return [{"subdir": name} for name in _CHILDREN]
 
 
 def status_index(state: State, call: Call) -> list[dict[str, str]]:
@@ -27,11 +32,9 @@ def status_index(state: State, call: Call) -> list[dict[str, str]]:
 
 
 def list_all(state: State, call: Call) -> list[dict[str, Any]]:
-    """VMs as the node's list shows them; `full` adds what QEMU itself says."""
-    found = facts_of_all(state)
-    if call.get("full"):
-        return [{**vm, "qmpstatus": _qmp_status(state, vm)} for vm in found]
-    return found
+    """The VMs the caller may see, as the node's list shows them; `full` adds what QEMU itself says."""
+    found = [vm for vm in facts_of_all(state) if state.allows(call.actor, f"/vms/{vm['vmid']}", "VM.Audit")]
+    return [{**vm, **_told(state, vm)} for vm in found] if call.get("full") else found
 
 
 def facts_of_all(state: State) -> list[dict[str, Any]]:
@@ -57,15 +60,16 @@ def facts(state: State, vmid: int, config: Config) -> dict[str, Any]:
     if any(key.startswith("serial") for key in config.values):
         found["serial"] = 1
     found |= {key: config.values[key] for key in ("lock", "tags") if config.get(key)}
-    return found | _usage(state, vmid) if is_running else found
+    return found | _usage(state, vmid, found["cpus"]) if is_running else found
 
 
 def memory_mb(config: Config) -> int:
-    properties = split_properties(OPTIONS["memory"].form, config.get("memory", "512"))  # type: ignore[arg-type]
+    properties = split_properties(MEMORY, config.get("memory", "512"))
     return int(properties["current"])
 
 
-def _usage(state: State, vmid: int) -> dict[str, Any]:
+def _usage(state: State, vmid: int, cpus: int) -> dict[str, Any]:
+    """`cpu` is the share of all the VM's own processors."""
     pid, started = state.qemu.pid(vmid), state.qemu.started_at(vmid)
     if pid is None:
         return {}
@@ -73,7 +77,7 @@ def _usage(state: State, vmid: int) -> dict[str, Any]:
     try:
         process = _process(pid, started)
         memory = process.memory_info().rss
-        cpu = process.cpu_percent(None) / 100 / (psutil.cpu_count() or 1)
+        cpu = process.cpu_percent(None) / 100 / cpus
     except psutil.Error:  # it ended in this moment
         return usage
     return usage | {"mem": memory, "memhost": memory, "cpu": cpu}
@@ -88,18 +92,22 @@ def _process(pid: int, _started: float | None) -> psutil.Process:
 def current(state: State, call: Call) -> dict[str, Any]:
     config = state.configs.load(call.vmid)
     found = facts(state, call.vmid, config)
-    found |= {"ha": {"managed": 0}, "clipboard": None, "qmpstatus": "stopped"}
+    clipboard = split_properties(VGA, config.get("vga")).get("clipboard")
+    found |= {"ha": {"managed": 0}, "clipboard": clipboard, **_told(state, found)}
     if is_agent_enabled(config):
         found["agent"] = 1
-    if found["status"] == "running":
-        found |= {"diskread": 0, "diskwrite": 0, **state.qemu.status(call.vmid)}
     return found
 
 
-def _qmp_status(state: State, vm: dict[str, Any]) -> str:
+def _told(state: State, vm: dict[str, Any]) -> dict[str, Any]:
+    """What QEMU says of itself. Its network cards are counted nowhere: user networking keeps no figures."""
     if vm["status"] != "running":
-        return "stopped"
-    return str(state.qemu.status(vm["vmid"]).get("qmpstatus", "running"))
+        return {"qmpstatus": "stopped"}
+    found: dict[str, Any] = {"qmpstatus": "running", "diskread": 0, "diskwrite": 0, "nics": {}, "proxmox-support": {}}
+    found |= state.qemu.status(vm["vmid"])
+    if monitor := state.monitor(vm["vmid"]):
+        found |= usage.of(monitor, vm["maxmem"])
+    return found
 
 
 def typed_values(values: dict[str, str]) -> dict[str, Any]:

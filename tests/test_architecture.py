@@ -67,9 +67,9 @@ def test_broad_excepts_only_where_they_belong() -> None:
         "workflows/engine.py",
         "hub/upkeep.py",
         "app.py",
-        "node/tasks.py",
-        "node/server.py",
-        "node/api.py",
+        "node/tasks/__init__.py",
+        "node/http/server.py",
+        "node/http/api.py",
         "node/recovery.py",
         "api/requests.py",
     }

@@ -174,7 +174,7 @@ def accelerator(settings: Settings) -> list[Check]:
         return [Check("accelerator", "ok", "TCG, by the setting node_accel")]
     if prepare.missing_packages(prepare.QEMU_PROGRAMS) or importlib.util.find_spec("psutil") is None:
         return []
-    from autovibe.node import accel
+    from autovibe.node.vm import accel
 
     settings.node_home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if accel.probe(settings.node_home) == "kvm":

@@ -9,7 +9,7 @@ from autovibe.cli import output
 from autovibe.errors import OperationFailed
 
 if TYPE_CHECKING:
-    from autovibe.node.qemu import Qemu
+    from autovibe.node.vm.qemu import Qemu
     from autovibe.settings import Settings
 
 
@@ -24,7 +24,7 @@ def running_vms(settings: Settings) -> list[int]:
 
 def stop(settings: Settings, vmids: list[int]) -> None:
     """End virtual machines without the node, as pulling a plug does. Raises OperationFailed."""
-    from autovibe.node.qemu import QemuError
+    from autovibe.node.vm.qemu import QemuError
 
     for vmid in vmids:
         try:
@@ -35,8 +35,8 @@ def stop(settings: Settings, vmids: list[int]) -> None:
 
 def _qemu(settings: Settings) -> Qemu:
     """The node's own view of its processes; it needs no node that runs."""
-    from autovibe.node.qemu import Qemu
     from autovibe.node.serve import run_directory
+    from autovibe.node.vm.qemu import Qemu
 
     home = settings.node_home
     return Qemu(home, run_directory(home), accel="tcg", forward_port=settings.node_port + 1)

@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from autovibe.node.messages import Talk
-from autovibe.node.monitor import MonitorError
+from autovibe.node.http.messages import Talk
+from autovibe.node.http.websocket import Relay
 from autovibe.node.refusal import Refusal
 from autovibe.node.tasks import Task
-from autovibe.node.websocket import Relay
+from autovibe.node.vm.monitor import MonitorError
 
 if TYPE_CHECKING:
-    from autovibe.node.qemu import Qemu
+    from autovibe.node.vm.qemu import Qemu
 
 PORTS = range(5900, 6000)
 WAIT_SECONDS = 10.0

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from autovibe.node import vmconfig
 from autovibe.node.files import replace_durably
 from autovibe.node.refusal import Refusal
-from autovibe.node.vmconfig import Config
+from autovibe.node.vm import vmconfig
+from autovibe.node.vm.vmconfig import Config
 
 _LONG_TEXTS = ("consent-text",)
 """Options of many lines, which stand percent-encoded in theirs."""

@@ -14,15 +14,16 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from autovibe.node import blocks, drives, vmstate
-from autovibe.node.agent import AgentError
-from autovibe.node.monitor import MonitorError
-from autovibe.node.orphans import named_volumes
-from autovibe.node.qemu import QemuError
+from autovibe.node.disks import blocks
+from autovibe.node.disks.orphans import named_volumes
 from autovibe.node.refusal import Refusal
 from autovibe.node.state import State, is_agent_enabled
 from autovibe.node.tasks import UNEXPECTED, Task
 from autovibe.node.verbs import clones, create, disks, power, rollback, snapshots, suspend
+from autovibe.node.vm import drives, vmstate
+from autovibe.node.vm.agent import AgentError
+from autovibe.node.vm.monitor import MonitorError
+from autovibe.node.vm.qemu import QemuError
 
 logger = logging.getLogger(__name__)
 

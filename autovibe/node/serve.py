@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from autovibe.errors import ConfigurationError
-from autovibe.node import certificate
-from autovibe.node.api import Api
-from autovibe.node.auth import Auth
-from autovibe.node.faults import Faults
+from autovibe.node.access.auth import Auth
 from autovibe.node.firewall import Firewall
+from autovibe.node.host.sampler import Sampler
+from autovibe.node.http import certificate
+from autovibe.node.http.api import Api
+from autovibe.node.http.faults import Faults
+from autovibe.node.http.server import Server
 from autovibe.node.recovery import recover
-from autovibe.node.sampler import Sampler
-from autovibe.node.server import Server
 from autovibe.node.state import State
 from autovibe.node.tasks import Tasks
-from autovibe.node.vmconfig import Configs
+from autovibe.node.vm.vmconfig import Configs
 
 if TYPE_CHECKING:
     from autovibe.node.disks import Disks
-    from autovibe.node.qemu import Qemu
+    from autovibe.node.vm.qemu import Qemu
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT; exits within ten seconds of it, whatever tasks are running."""
     from autovibe.node.disks import Disks
-    from autovibe.node.qemu import Qemu
+    from autovibe.node.vm.qemu import Qemu
 
     home = home.absolute()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)

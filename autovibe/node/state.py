@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autovibe.node import drives
 from autovibe.node.access import Access
-from autovibe.node.auth import Actor, Auth
+from autovibe.node.access.auth import Actor, Auth
 from autovibe.node.console import Consoles
-from autovibe.node.locks import VmLocks
 from autovibe.node.refusal import Refusal
 from autovibe.node.tasks import Tasks, Work
-from autovibe.node.vmconfig import Config, Configs
+from autovibe.node.vm import drives
+from autovibe.node.vm.locks import VmLocks
+from autovibe.node.vm.vmconfig import Config, Configs
 
 if TYPE_CHECKING:
     from autovibe.node.disks import Disks
     from autovibe.node.firewall import Firewall
-    from autovibe.node.monitor import Monitor
-    from autovibe.node.qemu import Qemu
-    from autovibe.node.sampler import Sampler
+    from autovibe.node.host.sampler import Sampler
+    from autovibe.node.vm.monitor import Monitor
+    from autovibe.node.vm.qemu import Qemu
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from autovibe.guest import Guests, agent, program
 from autovibe.hub import machines, projects
 from autovibe.hub.pages import Cut
 from autovibe.hypervisor import Proxmox, read
-from autovibe.node.qemu import forward_address
+from autovibe.node.vm.qemu import forward_address
 from autovibe.types import MachineStatus
 from autovibe.workflows.world import digest_of
 from tests.bench.figure import Figure

@@ -24,8 +24,8 @@ import pytest
 
 from autovibe.node import serve
 from autovibe.node.disks import Disks
-from autovibe.node.qemu import Qemu
 from autovibe.node.serve import Node, run_directory
+from autovibe.node.vm.qemu import Qemu
 from tests.contract.node_parts import Client
 from tests.stub.node import free_port
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from autovibe.node.parameters import Param, check_value
 from autovibe.node.routes import Route
+from autovibe.node.schema.parameters import Param, check_value
 from tests.contract.pve_formats import FORMATS
 
 HOSTILE: tuple[str, ...] = (

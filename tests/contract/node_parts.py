@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from autovibe.node import serve
-from autovibe.node.agent import NotRunning
 from autovibe.node.disks import Disks
-from autovibe.node.qemu import QemuError
-from autovibe.node.qemu_state import Watch
 from autovibe.node.serve import Node
+from autovibe.node.vm.agent import NotRunning
+from autovibe.node.vm.qemu import QemuError
+from autovibe.node.vm.qemu_state import Watch
 
 
 class FlagAgent:

@@ -32,7 +32,7 @@ from autovibe.guest import (
     identity,
     scan,
 )
-from autovibe.node.qemu import forward_address
+from autovibe.node.vm.qemu import forward_address
 from tests.stub.node import free_port
 from tests.stub.qemu import StubQemu, make_base_tree
 

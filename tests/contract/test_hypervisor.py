@@ -24,7 +24,7 @@ from autovibe.errors import (
     NotYet,
 )
 from autovibe.hypervisor import Proxmox, VmidTaken, change, read
-from autovibe.node import certificate
+from autovibe.node.http import certificate
 from autovibe.node.serve import Node
 from tests.contract.node_parts import FlagQemu, make_node
 

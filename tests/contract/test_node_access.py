@@ -14,8 +14,8 @@ import pytest
 from proxmoxer import ProxmoxAPI
 from proxmoxer.core import ResourceException
 
-from autovibe.node import auth
-from autovibe.node.auth import Actor
+from autovibe.node.access import auth
+from autovibe.node.access.auth import Actor
 from tests.contract.node_parts import Answer, Client, FlagQemu, make_node
 from tests.contract.pve_reference import exchanges
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import agent as module
-from autovibe.node.agent import Agent
+from autovibe.node.vm import agent as module
+from autovibe.node.vm.agent import Agent
 from tests.contract.guest_agent import GuestAgent, refused, told
 from tests.contract.node_parts import Client, FlagQemu, make_node
 

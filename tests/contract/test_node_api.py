@@ -14,9 +14,10 @@ import pytest
 from proxmoxer import ProxmoxAPI, ResourceException
 
 from autovibe.errors import ConfigurationError
-from autovibe.node import auth, serve
+from autovibe.node import serve
+from autovibe.node.access import auth
 from autovibe.node.disks import Disks
-from autovibe.node.server import _as_reason
+from autovibe.node.http.server import _as_reason
 from tests.contract.node_parts import Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"

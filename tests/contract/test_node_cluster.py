@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import auth
+from autovibe.node.access import auth
 from autovibe.node.routes import ROUTES
 from tests.contract.node_parts import Client, FlagQemu, make_node
 from tests.contract.pve_reference import answer_faults, schema

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import auth, firmware
-from autovibe.node.monitor import MonitorError
-from autovibe.node.passwords import hashed, sha256_crypt
+from autovibe.node.access import auth
+from autovibe.node.access.passwords import hashed, sha256_crypt
+from autovibe.node.vm import firmware
+from autovibe.node.vm.monitor import MonitorError
 from tests.contract.node_parts import Answer, Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"

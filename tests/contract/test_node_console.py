@@ -28,8 +28,9 @@ from wsproto.events import (
     TextMessage,
 )
 
-from autovibe.node import auth, console
-from autovibe.node.monitor import MonitorError
+from autovibe.node import console
+from autovibe.node.access import auth
+from autovibe.node.vm.monitor import MonitorError
 from tests.contract.node_parts import Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"

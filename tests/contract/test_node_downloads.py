@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import certificate
+from autovibe.node.http import certificate
 from tests.contract.node_parts import Answer, Client, FlagQemu, make_node
 from tests.contract.test_node_storage import MIB, L, N, faults, fill_disk, image, leftovers
 

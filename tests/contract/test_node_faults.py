@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from autovibe.errors import ConfigurationError
-from autovibe.node import faults, serve
+from autovibe.node import serve
 from autovibe.node.disks import Disks
+from autovibe.node.http import faults
 from tests.contract.node_parts import Client, FlagQemu
 from tests.stub.node import free_port
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from autovibe.node import command_line
-from autovibe.node.command_line import Places
 from autovibe.node.firewall import Firewall, Rules, parse, render
+from autovibe.node.vm import command_line
+from autovibe.node.vm.command_line import Places
 from tests.contract.node_parts import Answer, Client, FlagQemu, make_node
 
 N, C = "/nodes/pvetest", "/cluster/firewall"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from autovibe.node import auth
-from autovibe.node.permissions import Anybody
+from autovibe.node.access import auth
+from autovibe.node.access.permissions import Anybody
 from autovibe.node.refusal import Refusal
 from autovibe.node.routes import ROUTES, Route
 from autovibe.node.verbs import console

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import sampler
-from autovibe.node.monitor import MonitorError
+from autovibe.node.host import sampler
+from autovibe.node.vm.monitor import MonitorError
 from tests.contract.node_parts import Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"
@@ -149,10 +149,10 @@ def test_the_node_s_options_are_kept(client: Client) -> None:
 
 LOG = """\
 2026-11-20 09:00:00,001 INFO autovibe.node.serve Node 'pvetest' serves
-2026-11-20 10:00:00,002 ERROR autovibe.node.api GET /x ran into a defect.
+2026-11-20 10:00:00,002 ERROR autovibe.node.http.api GET /x ran into a defect.
 Traceback (most recent call last):
   ValueError: x
-2026-11-21 10:00:00,003 WARNING autovibe.node.sampler Figures could not be recorded: full
+2026-11-21 10:00:00,003 WARNING autovibe.node.host.sampler Figures could not be recorded: full
 2026-11-21 11:00:00,004 INFO autovibe.node.tasks Task 'UPID:x' ended: OK
 """
 

@@ -17,12 +17,14 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from autovibe.node import auth, qemu_img, serve, server
-from autovibe.node.auth import Actor
-from autovibe.node.disks import Disks
+from autovibe.node import serve
+from autovibe.node.access import auth
+from autovibe.node.access.auth import Actor
+from autovibe.node.disks import Disks, qemu_img
+from autovibe.node.http import server
 from autovibe.node.refusal import Refusal
 from autovibe.node.tasks import Task
-from autovibe.node.worker import running, start_of
+from autovibe.node.tasks.worker import running, start_of
 from tests.contract.node_parts import Answer, Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"

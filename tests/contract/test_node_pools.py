@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import auth
-from autovibe.node.auth import Actor
+from autovibe.node.access import auth
+from autovibe.node.access.auth import Actor
 from autovibe.node.refusal import Refusal
 from tests.contract.node_parts import Client, FlagQemu, make_node
 from tests.contract.test_node_access import ALICE, Ticket, client, denied, grant, make_user, make_vms, refusal, root

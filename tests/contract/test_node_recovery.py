@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import drives
-from autovibe.node.auth import Auth
-from autovibe.node.orphans import unnamed_files
+from autovibe.node.access.auth import Auth
+from autovibe.node.disks.orphans import unnamed_files
+from autovibe.node.vm import drives
 from tests.contract.node_parts import Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"

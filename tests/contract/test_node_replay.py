@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import auth, networks
+from autovibe.node.access import auth
+from autovibe.node.host import networks
 from tests.contract.node_parts import Answer, Client, FlagAgent, FlagQemu, make_node
 from tests.contract.pve_reference import exchanges
 

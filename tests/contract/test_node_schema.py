@@ -14,8 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autovibe.node.parameters import Param, Table, check_value
-from autovibe.node.permissions import (
+from autovibe.node.access.permissions import (
     ALL_USERS,
     ROOT_ONLY,
     WORLD,
@@ -28,6 +27,7 @@ from autovibe.node.permissions import (
     UserParam,
 )
 from autovibe.node.routes import ROUTES, Route
+from autovibe.node.schema.parameters import Param, Table, check_value
 from tests.contract.pve_formats import FORMATS
 from tests.contract.pve_reference import INDEXED, python_pattern, schema
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autovibe.node.orphans import unnamed_files
+from autovibe.node.disks.orphans import unnamed_files
 from tests.contract.node_parts import Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"

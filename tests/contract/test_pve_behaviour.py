@@ -25,7 +25,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
-from autovibe.node import auth
+from autovibe.node.access import auth
 from tests.contract.node_parts import Answer, FlagQemu, make_node
 
 UPID = re.compile(r"UPID:[\w.-]+:[0-9A-F]{8}:[0-9A-F]{8,9}:[0-9A-F]{8}:(\w+):([^:]*):[^:]+:")

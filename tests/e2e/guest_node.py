@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autovibe.node.disks import Disks
-from autovibe.node.vmconfig import Configs
+from autovibe.node.vm.vmconfig import Configs
 from tests.contract.node_parts import Client
 
 N = "/nodes/pvetest"

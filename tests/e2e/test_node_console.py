@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, modes
 
 from autovibe.node import serve
 from autovibe.node.disks import Disks
-from autovibe.node.qemu import Qemu
+from autovibe.node.vm.qemu import Qemu
 from tests.contract.node_parts import Client
 from tests.contract.test_node_console import WebSocket, ask, path_of
 from tests.stub.node import free_port

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import sampler
 from autovibe.node.disks import Disks
-from autovibe.node.qemu import Qemu
+from autovibe.node.host import sampler
 from autovibe.node.serve import run_directory, serve
+from autovibe.node.vm.qemu import Qemu
 from tests.contract.node_parts import Client
 from tests.e2e.test_node_qemu import build_counter, free_port, wait_for
 

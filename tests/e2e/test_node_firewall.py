@@ -11,7 +11,7 @@ import pytest
 
 from autovibe.node import serve
 from autovibe.node.disks import Disks
-from autovibe.node.qemu import Qemu, forward_address
+from autovibe.node.vm.qemu import Qemu, forward_address
 from tests.contract.node_parts import Client
 from tests.e2e.conftest import free_ports
 from tests.e2e.guest_node import DEBIAN, Guest, N, give_image, wait_for

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from autovibe.node import qemu_img, serve
-from autovibe.node.disks import Disks
-from autovibe.node.qemu import Qemu
+from autovibe.node import serve
+from autovibe.node.disks import Disks, qemu_img
 from autovibe.node.serve import Node
+from autovibe.node.vm.qemu import Qemu
 from tests.contract.node_parts import Client
 from tests.e2e.test_node_qemu import MIB, build_counter, count, free_port, wait_for
 
@@ -137,7 +137,7 @@ def inserted(client: Client, key: str) -> str:
 
 def test_what_the_guest_does_not_let_go_stays(counting: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     client = counting
-    monkeypatch.setattr("autovibe.node.plugs.UNPLUG_SECONDS", 0.5)
+    monkeypatch.setattr("autovibe.node.vm.plugs.UNPLUG_SECONDS", 0.5)
     put(client, net1="virtio,bridge=vmbr0")
     assert "net1" in devices(client)
     answer = client.ask("PUT", f"{V}/config", {"delete": "net1"})

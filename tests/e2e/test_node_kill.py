@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from autovibe.node.auth import Auth
-from autovibe.node.orphans import unnamed_files
-from autovibe.node.qemu import Qemu
+from autovibe.node.access.auth import Auth
+from autovibe.node.disks.orphans import unnamed_files
 from autovibe.node.serve import run_directory
+from autovibe.node.vm.qemu import Qemu
 from tests.contract.node_parts import Client
 from tests.e2e.conftest import free_ports
 from tests.e2e.guest_node import COUNTING, DEBIAN, Guest, Home, N, check_disks, give_image, wait_for

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from autovibe.node import accel, cloudinit, qemu_img
-from autovibe.node.agent import AgentError
-from autovibe.node.disks import DiskError, Disks
-from autovibe.node.monitor import MonitorError
-from autovibe.node.qemu import Qemu, QemuError, forward_address
+from autovibe.node.disks import DiskError, Disks, qemu_img
+from autovibe.node.vm import accel, cloudinit
+from autovibe.node.vm.agent import AgentError
+from autovibe.node.vm.monitor import MonitorError
+from autovibe.node.vm.qemu import Qemu, QemuError, forward_address
 
 VMID = 9100
 MIB = 1 << 20
@@ -143,7 +143,7 @@ class TestProcesses:
 
     def test_a_vm_outlives_its_node(self, qemu: Qemu, disks: Disks, volid: str, tmp_path: Path) -> None:
         program = (
-            "import sys; from pathlib import Path; from autovibe.node.qemu import Qemu;"
+            "import sys; from pathlib import Path; from autovibe.node.vm.qemu import Qemu;"
             f"q = Qemu(Path({str(tmp_path)!r}), Path({str(qemu._run)!r}), accel='tcg', forward_port=1024);"
             f"q.start({VMID}, {config(volid)!r}, {{'scsi0': Path({str(disks.path(volid))!r})}});"
             "import os, signal; os.killpg(0, signal.SIGKILL)"
@@ -179,8 +179,8 @@ class TestProcesses:
     def test_a_frozen_process_is_ended(
         self, qemu: Qemu, disks: Disks, volid: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("autovibe.node.monitor.TIMEOUT_SECONDS", 0.5)
-        monkeypatch.setattr("autovibe.node.qemu._QUIT_SECONDS", 0.5)
+        monkeypatch.setattr("autovibe.node.vm.monitor.TIMEOUT_SECONDS", 0.5)
+        monkeypatch.setattr("autovibe.node.vm.qemu._QUIT_SECONDS", 0.5)
         start(qemu, disks, volid)
         pid = qemu.pid(VMID)
         assert pid is not None
@@ -207,7 +207,7 @@ class TestProcesses:
     def test_an_image_in_use_is_refused(
         self, qemu: Qemu, disks: Disks, volid: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("autovibe.node.qemu._LOCK_RETRY_SECONDS", 1)
+        monkeypatch.setattr("autovibe.node.vm.qemu._LOCK_RETRY_SECONDS", 1)
         start(qemu, disks, volid)
         with pytest.raises(QemuError, match='Failed to get "write" lock'):
             qemu.start(VMID + 1, config(volid, net0="virtio"), {"scsi0": disks.path(volid)})
@@ -296,7 +296,7 @@ class TestLiveDisks:
         self, qemu: Qemu, disks: Disks, volid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         start(qemu, disks, volid)
-        from autovibe.node import thin
+        from autovibe.node.disks import thin
 
         def die(*_: object) -> None:
             raise KeyboardInterrupt

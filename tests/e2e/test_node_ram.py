@@ -11,9 +11,9 @@ import pytest
 
 from autovibe.node import serve
 from autovibe.node.disks import Disks
-from autovibe.node.orphans import unnamed_files
-from autovibe.node.qemu import Qemu
-from autovibe.node.qemu_state import Watch
+from autovibe.node.disks.orphans import unnamed_files
+from autovibe.node.vm.qemu import Qemu
+from autovibe.node.vm.qemu_state import Watch
 from tests.contract.node_parts import Client
 from tests.e2e.conftest import free_ports
 from tests.e2e.guest_node import COUNTING, DEBIAN, Guest, N, check_disks, give_image, wait_for

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from autovibe.node.disks import Disks
-from autovibe.node.monitor import MonitorError
-from autovibe.node.qemu import Qemu, QemuError
+from autovibe.node.vm.monitor import MonitorError
+from autovibe.node.vm.qemu import Qemu, QemuError
 from tests.e2e.test_node_qemu import (
     MIB,
     VMID,
@@ -125,7 +125,7 @@ def test_the_node_is_killed(machine: Machine, moment: str) -> None:
     """Its pipe breaks, so QEMU writes no more; the next node lets the VM go on, with its disks."""
     act = "os.killpg(0, signal.SIGKILL)"
     program = (
-        "import os, signal, sys; from pathlib import Path; from autovibe.node.qemu import Qemu\n"
+        "import os, signal, sys; from pathlib import Path; from autovibe.node.vm.qemu import Qemu\n"
         f"q = Qemu(Path({str(machine.ram.parent)!r}), Path({str(machine.run)!r}), accel='tcg', forward_port=1024)\n"
         f"watch = lambda written, seconds: {act if moment == 'saving' else 'None'}\n"
         f"q.save_state({VMID}, Path({str(machine.ram)!r}), watch=watch)\n{act}"
@@ -142,7 +142,7 @@ def test_a_vm_that_waits_for_its_ram_is_ended(machine: Machine) -> None:
     machine.qemu.save_state(VMID, machine.ram, watch=quiet)
     machine.qemu.stop(VMID)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autovibe.node.qemu_state.load", lambda *_: None)  # killed before it gave the state
+        patch.setattr("autovibe.node.vm.qemu_state.load", lambda *_: None)  # killed before it gave the state
         machine.load()
     assert machine.status() == "inmigrate"
     assert machine.qemu.settle(VMID, goes_on=False) == ["stopped it, for its RAM was not loaded"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autovibe.node.disks import DiskError, Volume
-from autovibe.node.storage_config import StorageConfig
+from autovibe.node.disks.storage_config import StorageConfig
 
 GIB = 1 << 30
 _VOLID = re.compile(r"^(local|local-lvm):(?:\d+/)?([A-Za-z0-9._-]+?)(?:\.qcow2|\.raw)?$")

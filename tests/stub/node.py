@@ -86,7 +86,7 @@ class StubNode:
 def start(delays: dict[str, float] | None = None, boot_seconds: float = 0.0, faults: Path | None = None) -> StubNode:
     """A running stub node with the image template `debian-12`; `delays` are the seconds of disk and start verbs.
 
-    `faults` is a file of faults on demand (autovibe/node/faults.py).
+    `faults` is a file of faults on demand (autovibe/node/http/faults.py).
     """
     home = Path(tempfile.mkdtemp(prefix="av-stub-"))
     port = free_port()

@@ -19,8 +19,8 @@ from urllib.parse import unquote
 
 import psutil
 
-from autovibe.node.monitor import MonitorError
-from autovibe.node.qemu import forward_address
+from autovibe.node.vm.monitor import MonitorError
+from autovibe.node.vm.qemu import forward_address
 
 SHIMS = Path(__file__).parent / "bin" / "shim"
 COMMANDS = (
@@ -83,7 +83,7 @@ class NoAgent:
     """A guest without an agent, as Proxmox finds one that is not running."""
 
     def __getattr__(self, name: str) -> Any:
-        from autovibe.node.agent import AgentError
+        from autovibe.node.vm.agent import AgentError
 
         raise AgentError("QEMU guest agent is not running")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from autovibe.node import agent as module
-from autovibe.node.agent import Agent, AgentError, AgentRefused, AgentTimeout, NotRunning
+from autovibe.node.vm import agent as module
+from autovibe.node.vm.agent import Agent, AgentError, AgentRefused, AgentTimeout, NotRunning
 from tests.contract.guest_agent import GuestAgent, refused, told
 
 Serve = Callable[..., Agent]

@@ -23,7 +23,7 @@ import pytest
 from autovibe import Client
 from autovibe.errors import ConfigurationError, GuestUnreachable, NotYet
 from autovibe.guest import Guests, generate_key
-from autovibe.node.qemu import forward_address
+from autovibe.node.vm.qemu import forward_address
 from tests.stub.node import free_port
 from tests.stub.qemu import StubQemu, make_base_tree
 from tests.unit import wire as wires

@@ -12,8 +12,8 @@ import pycdlib
 import pytest
 import yaml
 
-from autovibe.node import cloudinit
-from autovibe.node.volume import DiskError
+from autovibe.node.disks.volume import DiskError
+from autovibe.node.vm import cloudinit
 
 NET = "virtio=BC:24:11:5A:FD:7F,bridge=vmbr0"
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from autovibe.node.disks import DiskError, Disks
-from autovibe.node.volume import format_of, is_written
+from autovibe.node.disks.volume import format_of, is_written
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -532,7 +532,7 @@ class TestImport:
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from autovibe.node import qemu_img, volume
+from autovibe.node.disks import qemu_img, volume
 from autovibe.node.disks import Disks
 
 root, place, *call = sys.argv[1:]

@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autovibe.node.access import Access
-from autovibe.node.auth import Actor
-from autovibe.node.credentials import Credentials
-from autovibe.node.names import is_acl_path, normalize_path
-from autovibe.node.permissions import (
+from autovibe.node.access.auth import Actor
+from autovibe.node.access.credentials import Credentials
+from autovibe.node.access.permissions import (
     ALL_USERS,
     ROOT_ONLY,
     WORLD,
@@ -28,9 +27,10 @@ from autovibe.node.permissions import (
     perm,
     require,
 )  # fmt: skip
-from autovibe.node.privileges import BUILT_IN_ROLES, PRIVILEGES
+from autovibe.node.access.privileges import BUILT_IN_ROLES, PRIVILEGES
+from autovibe.node.access.user_config import Group, Pool, Token, User, UserConfig, parse, render
 from autovibe.node.refusal import Refusal
-from autovibe.node.user_config import Group, Pool, Token, User, UserConfig, parse, render
+from autovibe.node.schema.names import is_acl_path, normalize_path
 
 # The file
 

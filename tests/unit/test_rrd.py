@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autovibe.node.rrd import TIMEFRAMES, Recorder, Series
+from autovibe.node.host.rrd import TIMEFRAMES, Recorder, Series
 
 DAY = 1_795_132_800  # midnight
 

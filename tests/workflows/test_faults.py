@@ -1,6 +1,6 @@
 """What real clusters do to their clients, done to the Hub: it gets over it, or fails clearly and leaves nothing.
 
-The faults are those of autovibe/node/faults.py, on a stub node of this module's own.
+The faults are those of autovibe/node/http/faults.py, on a stub node of this module's own.
 """
 
 from __future__ import annotations

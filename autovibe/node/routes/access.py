@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from autovibe.node import formats, names
-from autovibe.node.options import FLAG, TEXT
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import ALL_USERS, WORLD, PermModify, UserGroup, UserParam, both, either, perm
+from autovibe.node.access.permissions import ALL_USERS, WORLD, PermModify, UserGroup, UserParam, both, either, perm
 from autovibe.node.routes.route import Route, route
+from autovibe.node.schema import formats, names
+from autovibe.node.schema.options import FLAG, TEXT
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.verbs import access, acl, groups, tokens, users
 
 USER = {"userid": Param(optional=False, max_length=64, form=names.user_id)}

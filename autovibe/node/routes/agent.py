@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from autovibe.node.options import FLAG
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import ALL_USERS
+from autovibe.node.access.permissions import ALL_USERS
 from autovibe.node.routes.route import START, A, Route, on_vm, route
+from autovibe.node.schema.options import FLAG
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.verbs import agent
 
 _FILE_READ: Table = {

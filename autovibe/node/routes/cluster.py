@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from autovibe.node import datacenter, formats
-from autovibe.node.options import FLAG, NODE, TEXT, VMID
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import ALL_USERS, ROOT_ONLY, perm
+from autovibe.node.access.permissions import ALL_USERS, ROOT_ONLY, perm
+from autovibe.node.host import datacenter
 from autovibe.node.routes.route import Route, route
+from autovibe.node.schema import formats
+from autovibe.node.schema.options import FLAG, NODE, TEXT, VMID
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.verbs import cluster, ha, options, tasks
 
 _AUDIT = perm("/", "Sys.Audit")

@@ -6,10 +6,10 @@ node runs as its user on that user's machine, and whoever holds a token of it mu
 
 from __future__ import annotations
 
-from autovibe.node import formats
-from autovibe.node.options import FLAG
-from autovibe.node.parameters import Param
 from autovibe.node.routes.route import Route, V, on_vm, route
+from autovibe.node.schema import formats
+from autovibe.node.schema.options import FLAG
+from autovibe.node.schema.parameters import Param
 from autovibe.node.verbs import console
 
 _ON_CONSOLE = on_vm("VM.Console")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autovibe.node import firewall_formats as fw
-from autovibe.node import formats
-from autovibe.node.options import FLAG, TEXT
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import ALL_USERS, Need, perm
+from autovibe.node.access.permissions import ALL_USERS, Need, perm
 from autovibe.node.routes.route import START, N, Route, V, on_node, on_vm, route
+from autovibe.node.schema import firewall_formats as fw
+from autovibe.node.schema import formats
+from autovibe.node.schema.options import FLAG, TEXT
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.state import Call, State
 from autovibe.node.verbs import firewall, firewall_names
 

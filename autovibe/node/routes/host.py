@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from autovibe.node import datacenter, formats, networks
-from autovibe.node.options import FLAG, NODE, TEXT, VMID
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import ALL_USERS, perm
+from autovibe.node.access.permissions import ALL_USERS, perm
+from autovibe.node.host import datacenter, networks
 from autovibe.node.routes.route import START, N, Route, on_node, route
+from autovibe.node.schema import formats
+from autovibe.node.schema.options import FLAG, NODE, TEXT, VMID
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.verbs import bulk, cluster, host, journal, options, tasks
 
 _TASK_FILTERS: Table = {

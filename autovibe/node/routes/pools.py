@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from autovibe.node import formats, names
-from autovibe.node.options import FLAG
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import ALL_USERS, perm
+from autovibe.node.access.permissions import ALL_USERS, perm
 from autovibe.node.routes.route import Route, route
+from autovibe.node.schema import formats, names
+from autovibe.node.schema.options import FLAG
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.verbs import pools
 
 _POOL: Table = {"poolid": Param(optional=False, form=formats.pool_id)}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from autovibe.node.options import DRIVE_KEYS, FLAG, NODE, SNAPSHOT, STORAGE, VMID
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import Need, perm
+from autovibe.node.access.permissions import Need, perm
+from autovibe.node.schema.options import DRIVE_KEYS, FLAG, NODE, SNAPSHOT, STORAGE, VMID
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.state import Call, State
 
 Verb = Callable[[State, Call], Any]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autovibe.node.parameters import Param, Table
 from autovibe.node.routes.route import N, Route, S, V, on_node, on_storage, on_vm, route
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.verbs import rrd
 
 _TIMEFRAMES = ("hour", "day", "week", "month", "year")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from autovibe.node import formats
-from autovibe.node.options import FLAG, NODE, STORAGE, VMID
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import ALL_USERS, ROOT_ONLY, both, either, perm
+from autovibe.node.access.permissions import ALL_USERS, ROOT_ONLY, both, either, perm
 from autovibe.node.routes.route import DELAY, N, Route, S, on_node, on_storage, route
-from autovibe.node.storage_formats import CREATE, TYPES, UPDATE
+from autovibe.node.schema import formats
+from autovibe.node.schema.options import FLAG, NODE, STORAGE, VMID
+from autovibe.node.schema.parameters import Param, Table
+from autovibe.node.schema.storage_formats import CREATE, TYPES, UPDATE
 from autovibe.node.verbs import downloads, storage, storages
 
 _READING = on_storage("Datastore.Audit", "Datastore.AllocateSpace", any=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from autovibe.node import formats
-from autovibe.node.options import (
+from autovibe.node.access.permissions import ALL_USERS, both, either, perm
+from autovibe.node.routes.route import DELAY, DISK, SECONDS, SKIPLOCK, START, N, Route, V, on_vm, route
+from autovibe.node.schema import formats
+from autovibe.node.schema.options import (
     DESCRIPTION,
     DIGEST,
     DISK_KEYS,
@@ -16,9 +18,7 @@ from autovibe.node.options import (
     UNUSED_KEYS,
     VMID,
 )
-from autovibe.node.parameters import Param, Table
-from autovibe.node.permissions import ALL_USERS, both, either, perm
-from autovibe.node.routes.route import DELAY, DISK, SECONDS, SKIPLOCK, START, N, Route, V, on_vm, route
+from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.verbs import (
     clones,
     cloudinit,

@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from autovibe.node.access import Access, forbidden
-from autovibe.node.auth import FAILED_LOGIN_DELAY_SECONDS, login_failed
-from autovibe.node.names import ROOT, is_token, normalize_path, split_list
+from autovibe.node.access.auth import FAILED_LOGIN_DELAY_SECONDS, login_failed
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema.names import ROOT, is_token, normalize_path, split_list
 from autovibe.node.state import Call, State
 
 _DOMAINS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node.names import ROOT, is_acl_path, is_group, is_token, normalize_path, split_list
-from autovibe.node.privileges import NO_ACCESS
+from autovibe.node.access.privileges import NO_ACCESS
+from autovibe.node.access.user_config import UserConfig
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema.names import ROOT, is_acl_path, is_group, is_token, normalize_path, split_list
 from autovibe.node.state import Call, State
-from autovibe.node.user_config import UserConfig
 
 
 def list_all(state: State, call: Call) -> list[dict[str, Any]]:

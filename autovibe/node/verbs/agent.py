@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
-from autovibe.node.agent import READ_LIMIT_BYTES, AgentRefused
 from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.state import Call, State
+from autovibe.node.vm.agent import READ_LIMIT_BYTES, AgentRefused
 
 if TYPE_CHECKING:
-    from autovibe.node.agent import Agent
+    from autovibe.node.vm.agent import Agent
 
 READING = (
     "get-fsinfo", "get-host-name", "get-memory-block-info", "get-memory-blocks", "get-osinfo", "get-time",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from autovibe.node import datacenter
+from autovibe.node.host import datacenter
 from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.state import Call, State
 from autovibe.node.tasks import Task

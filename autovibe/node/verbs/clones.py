@@ -7,16 +7,16 @@ import uuid
 from contextlib import AbstractContextManager
 from typing import Any
 
-from autovibe.node import drives
-from autovibe.node.parameters import split_properties
-from autovibe.node.property_strings import SMBIOS
 from autovibe.node.refusal import Refusal
+from autovibe.node.schema.parameters import split_properties
+from autovibe.node.schema.property_strings import SMBIOS
 from autovibe.node.state import Call, State, disks_of, start_vm_task
 from autovibe.node.tasks import Task
 from autovibe.node.verbs import snapshots
 from autovibe.node.verbs.create import remove_half_made
-from autovibe.node.vmconfig import SNAPSHOT_KEYS, Config
-from autovibe.node.volumes import complete_net
+from autovibe.node.vm import drives
+from autovibe.node.vm.vmconfig import SNAPSHOT_KEYS, Config
+from autovibe.node.vm.volumes import complete_net
 
 _NOT_COPIED = ("lock", "template", "meta", *SNAPSHOT_KEYS)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node import cloudinit, drives, hotplug
-from autovibe.node.options import CLOUDINIT
 from autovibe.node.refusal import Refusal
+from autovibe.node.schema.options import CLOUDINIT
 from autovibe.node.state import Call, State
 from autovibe.node.verbs.vms import typed_values
+from autovibe.node.vm import cloudinit, drives, hotplug
 
 
 def get(state: State, call: Call) -> list[dict[str, Any]]:

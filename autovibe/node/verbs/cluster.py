@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node import datacenter, host
+from autovibe.node import host
+from autovibe.node.host import datacenter
 from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.state import Call, State
 from autovibe.node.tasks import Task

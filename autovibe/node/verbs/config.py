@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from autovibe.node import changes, hotplug, passwords, processors, volumes
-from autovibe.node.options import DISK_KEYS, OPTIONS
-from autovibe.node.parameters import render
+from autovibe.node.access import passwords
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema.options import DISK_KEYS, OPTIONS
+from autovibe.node.schema.parameters import render
 from autovibe.node.state import Call, State, check_digest, start_vm_task
 from autovibe.node.tasks import Task
 from autovibe.node.verbs import option_rights
 from autovibe.node.verbs.vms import typed_values
-from autovibe.node.vmconfig import Config
+from autovibe.node.vm import changes, hotplug, processors, volumes
+from autovibe.node.vm.vmconfig import Config
 
 _CONTROL = (
     "node", "vmid", "delete", "revert", "digest", "force", "skiplock", "background_delay", "pool", "storage", "start",

@@ -13,7 +13,7 @@ from typing import Any
 
 from autovibe.node import console
 from autovibe.node.console import Session
-from autovibe.node.messages import Channel, Talk
+from autovibe.node.http.messages import Channel, Talk
 from autovibe.node.refusal import Refusal, not_implemented
 from autovibe.node.state import Call, State, start_vm_task
 

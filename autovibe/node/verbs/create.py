@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from autovibe.node import drives, host, volumes
+from autovibe.node import host
 from autovibe.node.refusal import Refusal, not_implemented
 from autovibe.node.state import Call, State, start_vm_task
 from autovibe.node.tasks import Task
 from autovibe.node.verbs import option_rights, power
 from autovibe.node.verbs.config import options_of
-from autovibe.node.vmconfig import Config
+from autovibe.node.vm import drives, volumes
+from autovibe.node.vm.vmconfig import Config
 
 
 def create(state: State, call: Call) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node import changes, drives, mirrors
-from autovibe.node.options import DISK_KEYS, OPTIONS
-from autovibe.node.parameters import split_properties
+from autovibe.node.disks.volume import is_written
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema.options import DISK_KEYS, OPTIONS
+from autovibe.node.schema.parameters import split_properties
 from autovibe.node.state import Call, State, check_digest, start_vm_task
 from autovibe.node.tasks import Task
 from autovibe.node.verbs import config as configuration
-from autovibe.node.vmconfig import Config
-from autovibe.node.volume import is_written
+from autovibe.node.vm import changes, drives, mirrors
+from autovibe.node.vm.vmconfig import Config
 
 _EITHER = "either set 'storage' or 'target-vmid', but not both"
 _NEITHER = "both 'storage' and 'target-vmid' missing, either needs to be set"

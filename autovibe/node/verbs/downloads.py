@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from autovibe.node import qemu_img
+from autovibe.node.disks import qemu_img
+from autovibe.node.disks.volume import format_of, has_right_ending, partial_file
 from autovibe.node.files import sync_directory
 from autovibe.node.refusal import Refusal, faulty, not_implemented
 from autovibe.node.state import Call, State
 from autovibe.node.tasks import Task
-from autovibe.node.volume import format_of, has_right_ending, partial_file
 
 _BLOCK = 1 << 20
 _SPACE_EVERY = 16 << 20

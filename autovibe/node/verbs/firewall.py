@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from autovibe.node import firewall_formats as formats
 from autovibe.node.firewall import Rule, Rules, all_with_digest, digest_of, with_digest
-from autovibe.node.parameters import render
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema import firewall_formats as formats
+from autovibe.node.schema.parameters import render
 from autovibe.node.state import Call, Page, State
 
 _RULE_KEYS = (

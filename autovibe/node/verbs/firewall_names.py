@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from autovibe.node import firewall_formats as formats
 from autovibe.node.firewall import Rules, alias, all_with_digest, digest_of
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema import firewall_formats as formats
 from autovibe.node.state import Call, State
 from autovibe.node.verbs.firewall import check_digest, commented, create_named, file_of, has_alias, kind_of, load
 

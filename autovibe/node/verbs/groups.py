@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node.names import split_list
-from autovibe.node.privileges import BUILT_IN_ROLES
+from autovibe.node.access.privileges import BUILT_IN_ROLES
+from autovibe.node.access.user_config import Group
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema.names import split_list
 from autovibe.node.state import Call, State
-from autovibe.node.user_config import Group
 
 _SEEING = ("User.Modify", "Sys.Audit", "Group.Allocate")
 

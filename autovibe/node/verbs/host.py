@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autovibe.node import capabilities, host, networks
-from autovibe.node.node_log import PARTS
+from autovibe.node import host
+from autovibe.node.host import capabilities, networks
+from autovibe.node.host.node_log import PARTS
 from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.state import Call, State
 from autovibe.node.verbs import cluster

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
-from autovibe.node import node_log
-from autovibe.node.node_log import Line
+from autovibe.node.host import node_log
+from autovibe.node.host.node_log import Line
 from autovibe.node.refusal import not_implemented
 from autovibe.node.state import Call, Page, State
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node import drives
 from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.state import Call, State
+from autovibe.node.vm import drives
 
 _READ_ONLY = ("info", "help", "?")
 

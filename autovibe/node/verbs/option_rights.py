@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from autovibe.node import drives
-from autovibe.node.auth import Actor
-from autovibe.node.options import CLOUDINIT, DISK_KEYS
-from autovibe.node.parameters import split_properties
-from autovibe.node.property_strings import HOST_PCI, NET, USB
+from autovibe.node.access.auth import Actor
 from autovibe.node.refusal import Refusal
+from autovibe.node.schema.options import CLOUDINIT, DISK_KEYS
+from autovibe.node.schema.parameters import split_properties
+from autovibe.node.schema.property_strings import HOST_PCI, NET, USB
 from autovibe.node.state import State
+from autovibe.node.vm import drives
 
 _PRIVILEGES = {
     "VM.Config.CPU": ("cores", "cpu", "cpulimit", "cpuunits", "numa", "smp", "sockets", "vcpus"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from autovibe.node import datacenter, option_file
-from autovibe.node.parameters import Table, render
+from autovibe.node import option_file
+from autovibe.node.host import datacenter
+from autovibe.node.schema.parameters import Table, render
 from autovibe.node.state import Call, State
 
 _FOR_EVERYBODY = ("console", "tag-style")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node.auth import Actor
-from autovibe.node.names import ROOT, split_list
+from autovibe.node.access.auth import Actor
+from autovibe.node.access.user_config import Pool, UserConfig
 from autovibe.node.refusal import Refusal
+from autovibe.node.schema.names import ROOT, split_list
 from autovibe.node.state import Call, State
-from autovibe.node.user_config import Pool, UserConfig
 from autovibe.node.verbs import cluster
 
 _NOT_OF_MEMBERS = ("pool", "tags", "lock", "hastate", "cgroup-mode")

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autovibe.node import cloudinit, drives, hotplug, vmstate
-from autovibe.node.command_line import options
 from autovibe.node.refusal import Refusal, faulty, not_implemented
 from autovibe.node.state import Call, State, is_agent_enabled, start_vm_task
 from autovibe.node.tasks import Task
 from autovibe.node.verbs.config import apply_pending
-from autovibe.node.vmconfig import Config
+from autovibe.node.vm import cloudinit, drives, hotplug, vmstate
+from autovibe.node.vm.command_line import options
+from autovibe.node.vm.vmconfig import Config
 
 SHUTDOWN_SECONDS = 60
 _POLL_SECONDS = 0.1

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import uuid
 
-from autovibe.node import drives, vmstate
 from autovibe.node.refusal import Refusal
 from autovibe.node.state import Call, State, disks_of, start_vm_task
 from autovibe.node.tasks import Task
 from autovibe.node.verbs import power
 from autovibe.node.verbs.snapshots import unlock
-from autovibe.node.vmconfig import SNAPSHOT_KEYS, Config
+from autovibe.node.vm import drives, vmstate
+from autovibe.node.vm.vmconfig import SNAPSHOT_KEYS, Config
 
 _NOT_RESTORED = (*SNAPSHOT_KEYS, *vmstate.KEYS, "description", "lock")
 

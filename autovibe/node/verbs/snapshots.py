@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from autovibe.node import vmstate
-from autovibe.node.agent import AgentError
 from autovibe.node.disks import DiskError
-from autovibe.node.monitor import MonitorError
 from autovibe.node.refusal import Refusal
 from autovibe.node.state import Call, State, disks_of, is_agent_enabled, start_vm_task
 from autovibe.node.tasks import Task
 from autovibe.node.verbs.vms import typed_values
-from autovibe.node.vmconfig import Config
+from autovibe.node.vm import vmstate
+from autovibe.node.vm.agent import AgentError
+from autovibe.node.vm.monitor import MonitorError
+from autovibe.node.vm.vmconfig import Config
 
 _NOT_KEPT = re.compile(r"lock|template|description|unused\d+|" + "|".join(vmstate.KEYS))
 """Keys of the configuration that its snapshots leave out."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from autovibe.node import formats
+from autovibe.node.disks.volume import DiskError, FileName, Volume, parse_directory_name, parse_thin_name
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema import formats
 from autovibe.node.state import Call, State
 from autovibe.node.tasks import Task
-from autovibe.node.volume import DiskError, FileName, Volume, parse_directory_name, parse_thin_name
 
 _READERS = ("Datastore.Audit", "Datastore.AllocateSpace")
 _UNITS = {"": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node.parameters import render
+from autovibe.node.disks.storage_config import Section
 from autovibe.node.refusal import Refusal
+from autovibe.node.schema.parameters import render
 from autovibe.node.state import Call, State
-from autovibe.node.storage_config import Section
 
 _OFFLINE = ("cephfs", "cifs", "esxi", "iscsi", "iscsidirect", "nfs", "pbs", "rbd", "zfs")
 

@@ -6,11 +6,11 @@ undone), `suspended` once the state is whole. Only its start, which takes the st
 
 from __future__ import annotations
 
-from autovibe.node import vmstate
 from autovibe.node.refusal import Refusal
 from autovibe.node.state import Call, State, start_vm_task
 from autovibe.node.tasks import Task
 from autovibe.node.verbs import power
+from autovibe.node.vm import vmstate
 
 
 def suspend(state: State, call: Call) -> str:

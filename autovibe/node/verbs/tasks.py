@@ -6,8 +6,8 @@ import re
 import time
 from typing import Any
 
-from autovibe.node.auth import Actor
-from autovibe.node.messages import Response
+from autovibe.node.access.auth import Actor
+from autovibe.node.http.messages import Response
 from autovibe.node.refusal import Refusal, faulty
 from autovibe.node.state import Call, Page, State
 from autovibe.node.tasks import Task

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from autovibe.node.access import forbidden
-from autovibe.node.names import ROOT, split_list
+from autovibe.node.access.user_config import Token, UserConfig
 from autovibe.node.refusal import Refusal, faulty
+from autovibe.node.schema.names import ROOT, split_list
 from autovibe.node.state import Call, State
-from autovibe.node.user_config import Token, UserConfig
 
 
 def facts(token: Token) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from autovibe.node.names import ROOT, split_list
+from autovibe.node.access.user_config import User, UserConfig
 from autovibe.node.refusal import Refusal
+from autovibe.node.schema.names import ROOT, split_list
 from autovibe.node.state import Call, State
-from autovibe.node.user_config import User, UserConfig
 from autovibe.node.verbs import tokens
 
 _TEXTS = ("firstname", "lastname", "email", "comment", "keys")

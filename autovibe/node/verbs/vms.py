@@ -8,12 +8,12 @@ from typing import Any
 
 import psutil
 
-from autovibe.node import drives, usage
-from autovibe.node.options import typed
-from autovibe.node.parameters import split_properties
-from autovibe.node.property_strings import MEMORY, VGA
+from autovibe.node.schema.options import typed
+from autovibe.node.schema.parameters import split_properties
+from autovibe.node.schema.property_strings import MEMORY, VGA
 from autovibe.node.state import Call, State, is_agent_enabled
-from autovibe.node.vmconfig import Config
+from autovibe.node.vm import drives, usage
+from autovibe.node.vm.vmconfig import Config
 
 _CHILDREN = (
     "agent", "clone", "cloudinit", "config", "feature", "firewall", "migrate", "monitor", "move_disk", "pending",

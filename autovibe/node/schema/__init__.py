@@ -1,0 +1,1 @@
+"""What calls may contain: parameters, their formats, and the options of a VM."""

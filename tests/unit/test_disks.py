@@ -299,7 +299,7 @@ class TestEitherStorage:
 
 
 def test_features_as_each_type_answers(disks: Disks) -> None:
-    """PROXMOX.md: linked from a snapshot only on lvmthin, rbd, btrfs; the recorded dir has snapshot and copy."""
+    """As with Proxmox: linked from a snapshot only on lvmthin, rbd, btrfs; the recorded dir has snapshot and copy."""
 
     def ask(volid: str, snapshot: str | None) -> list[str]:
         names = ("snapshot", "clone", "copy")

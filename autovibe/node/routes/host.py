@@ -6,7 +6,7 @@ from autovibe.node.access.permissions import ALL_USERS, perm
 from autovibe.node.host import datacenter, networks
 from autovibe.node.routes.route import START, N, Route, on_node, route
 from autovibe.node.schema import formats
-from autovibe.node.schema.options import FLAG, NODE, TEXT, VMID
+from autovibe.node.schema.options import FLAG, NODE, STORAGE, TEXT, VMID
 from autovibe.node.schema.parameters import Param, Table
 from autovibe.node.verbs import bulk, cluster, host, journal, options, tasks
 
@@ -123,6 +123,7 @@ ROUTES: tuple[Route, ...] = (
     route("GET", f"{N}/replication", cluster.nothing, ALL_USERS, {"guest": VMID}),
     route("GET", f"{N}/lxc", cluster.nothing, ALL_USERS),
     route("GET", f"{N}/aplinfo", cluster.nothing, ALL_USERS),
+    route("GET", f"{N}/vzdump/defaults", host.backup_defaults, ALL_USERS, {"storage": STORAGE}),
     *_TASK_ROUTES,
     *_BULK_ROUTES,
     *_CAPABILITY_ROUTES,

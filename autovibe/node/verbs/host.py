@@ -26,6 +26,12 @@ _PARTS = {
     "pvedaemon": "The node's API and tasks",
     "pvestatd": "The node's sampler of figures",
 }
+_BACKUP_DEFAULTS = {
+    "all": 0, "bwlimit": 0, "compress": "0", "dumpdir": "/var/lib/vz/dump", "fleecing": {"enabled": 0}, "ionice": 7,
+    "lockwait": 180, "mailnotification": "always", "mode": "snapshot", "notification-mode": "auto",
+    "performance": {"max-workers": 16, "pbs-entries-max": 1048576}, "pigz": 0, "prune-backups": "keep-all=1",
+    "quiet": 0, "remove": 1, "stdexcludes": 1, "stop": 0, "stopwait": 10, "zstd": 1,
+}  # fmt: skip
 _SHOP = "https://www.proxmox.com/en/proxmox-virtual-environment/pricing"
 
 
@@ -33,13 +39,18 @@ def index(_state: State, _call: Call) -> list[dict[str, str]]:
     names = (
         "aplinfo", "capabilities", "config", "dns", "firewall", "hosts", "journal", "lxc", "netstat", "network", "qemu",
         "replication", "report", "rrddata", "services", "status", "storage", "subscription", "syslog", "tasks", "time",
-        "version",
+        "version", "vzdump",
     )  # fmt: skip
     return [{"name": name} for name in names]
 
 
 def status(state: State, _call: Call) -> dict[str, Any]:
     return host.status(state.home, f"pve-manager/{cluster.VERSION}/{cluster.REPOSITORY_ID}")
+
+
+def backup_defaults(state: State, call: Call) -> dict[str, Any]:
+    """What a backup does that is not told otherwise. This node makes none: POST vzdump answers 501."""
+    return {**_BACKUP_DEFAULTS, "storage": state.require_storage(call.get("storage", "local"))}
 
 
 def power(state: State, _call: Call) -> None:

@@ -61,6 +61,15 @@ class Guest:
     def answers(self) -> bool:
         return self.client.ask("POST", f"{self.path}/agent/ping").status == 200
 
+    def await_agent(self, seconds: float = 240) -> None:
+        """Until the guest's agent answers; the console tells why it did not."""
+        deadline = time.monotonic() + seconds
+        while not self.answers():
+            if time.monotonic() > deadline:
+                qemu, vmid = self.client.node.state.qemu, int(self.path.rpartition("/")[2])
+                raise AssertionError(f"no agent for {seconds} s: {qemu.status(vmid)}\n{qemu.console(vmid)[-4000:]}")
+            time.sleep(0.3)
+
     def run(self, script: str) -> str:
         """What a shell script printed; it must succeed."""
         pid = self.client.ask("POST", f"{self.path}/agent/exec", {"command": ["sh", "-c", script]}).data["pid"]

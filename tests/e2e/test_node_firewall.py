@@ -56,7 +56,7 @@ def test_a_guest_without_a_way_out(client: Client, guest_image: Path) -> None:
     assert client.ask("PUT", f"{N}/qemu/{VMID}/firewall/options", {"policy_out": "DROP"}).status == 200
     client.do("POST", f"{N}/qemu/{VMID}/status/start")
     guest = Guest(client, VMID)
-    wait_for(guest.answers, 240, "the guest agent")
+    guest.await_agent()
     wait_for(lambda: greeting(client) == b"SSH-", 120, "SSH through the forward")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connect = (

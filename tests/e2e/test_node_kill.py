@@ -149,7 +149,7 @@ def _prepare(node: Killable, home: Path, cache: Path) -> str:
         node.do("POST", "/qemu", vmid=vmid, scsi0="local-lvm:1", scsi1="local:1")
     node.do("POST", f"/qemu/{TEMPLATE}/template")
     guest = Guest(node.client, GUEST)
-    wait_for(guest.answers, 240, "the guest agent")
+    guest.await_agent()
     guest.begin(COUNTING)
     return guest.boot
 

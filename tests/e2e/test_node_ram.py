@@ -19,6 +19,8 @@ from tests.e2e.conftest import free_ports
 from tests.e2e.guest_node import COUNTING, DEBIAN, Guest, N, check_disks, give_image, wait_for
 
 VMID = 100
+SECOND = "second=/dev/$(grep -lx 2097152 /sys/block/sd*/size | cut -d/ -f4); "
+"""A shell's words for the disk of 1 GiB: which of two disks the kernel calls sdb differs from boot to boot."""
 
 
 @pytest.fixture
@@ -44,12 +46,12 @@ def test_files_and_processes_are_as_they_were(client: Client, guest_image: Path)
     disks = {"scsi0": f"local-lvm:0,import-from={image}", "scsi1": "local:1"}
     client.do("POST", f"{N}/qemu", vmid=VMID, **DEBIAN, **disks, start=1)
     guest = Guest(client, VMID)
-    wait_for(guest.answers, 240, "the guest agent")
+    guest.await_agent()
 
-    guest.run("echo one > /root/file; echo one | dd of=/dev/sdb conv=fsync; sync")
+    guest.run(SECOND + "echo one > /root/file; echo one | dd of=$second conv=fsync; sync")
     guest.do("POST", "/snapshot", snapname="disk")
     boot, pid = guest.boot, guest.begin(COUNTING)
-    guest.run("echo two > /root/file; echo two > /dev/shm/file; echo two | dd of=/dev/sdb conv=fsync")
+    guest.run(SECOND + "echo two > /root/file; echo two > /dev/shm/file; echo two | dd of=$second conv=fsync")
     wait_for(lambda: guest.count > 2, 30, "counting")
     _stop_a_saving(guest, client)
     guest.do("POST", "/snapshot", snapname="ram", vmstate=1)
@@ -57,12 +59,14 @@ def test_files_and_processes_are_as_they_were(client: Client, guest_image: Path)
     generation = client.get(f"{guest.path}/config")["vmgenid"]
     wait_for(lambda: guest.count > counted, 30, "counting after the snapshot")
     guest.run("dd if=/dev/urandom of=/root/after bs=1M count=8 conv=fsync; sync")  # the disks are the VM's again
-    guest.run(f"kill {pid}; rm /dev/shm/*; echo three > /root/file; echo three | dd of=/dev/sdb conv=fsync; sync")
+    guest.run(
+        SECOND + f"kill {pid}; rm /dev/shm/*; echo three > /root/file; echo three | dd of=$second conv=fsync; sync"
+    )
 
     guest.do("POST", "/snapshot/ram/rollback")
     assert guest.status == "running"
     assert guest.boot == boot
-    assert guest.run("cat /root/file /dev/shm/file; dd if=/dev/sdb bs=4 count=1") == "two\ntwo\ntwo"
+    assert guest.run(SECOND + "cat /root/file /dev/shm/file; dd if=$second bs=4 count=1") == "two\ntwo\ntwo"
     assert guest.run(f"readlink /proc/{pid}/exe; ls /root").endswith("file")
     assert guest.count >= 2
     assert (renewed := client.get(f"{guest.path}/config")["vmgenid"]) != generation
@@ -74,9 +78,9 @@ def test_files_and_processes_are_as_they_were(client: Client, guest_image: Path)
     _suspend_and_resume(guest, client, boot)
 
     guest.do("POST", "/snapshot/disk/rollback", start=1)
-    wait_for(guest.answers, 240, "the guest agent")
+    guest.await_agent()
     assert guest.boot != boot
-    assert guest.run("cat /root/file; dd if=/dev/sdb bs=4 count=1") == "one\none"
+    assert guest.run(SECOND + "cat /root/file; dd if=$second bs=4 count=1") == "one\none"
     assert guest.run("ls /dev/shm /root/after 2>/dev/null || true") == "/dev/shm:"
 
     guest.do("POST", "/snapshot/ram/rollback")  # the newer one is kept

@@ -165,7 +165,8 @@ Subsystem sftp {script} sftp
             start_new_session=True,
         )
         threading.Thread(target=process.wait, daemon=True).start()
-        (run / "pid").write_text(f"{process.pid} {time.time()}")
+        (run / "pid.new").write_text(f"{process.pid} {time.time()}")
+        (run / "pid.new").rename(run / "pid")  # whole for whoever lists VMs at this moment
         if not self.boot_seconds:
             deadline = time.monotonic() + 5
             while not (run / "stub/sshd.pid").exists() and time.monotonic() < deadline:
@@ -234,7 +235,10 @@ exec {inside} /bin/sh -c "$SSH_ORIGINAL_COMMAND"
         return self.pid(vmid) is not None
 
     def started_at(self, vmid: int) -> float | None:
-        return float((self._run(vmid) / "pid").read_text().split()[1]) if self.is_running(vmid) else None
+        try:
+            return float((self._run(vmid) / "pid").read_text().split()[1]) if self.is_running(vmid) else None
+        except FileNotFoundError:  # it was stopped in this moment
+            return None
 
     def stop(self, vmid: int) -> None:
         deadline = time.monotonic() + 10

@@ -6,7 +6,6 @@ import copy
 import logging
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,6 @@ ALICE = "alice@pve"
 def _quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "FAILED_LOGIN_DELAY_SECONDS", 0.01)
     monkeypatch.setattr("autovibe.node.verbs.access.FAILED_LOGIN_DELAY_SECONDS", 0.01)
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    node = make_node(tmp_path / "node", FlagQemu())
-    yield Client(node)
-    node.stop()
 
 
 def make_user(client: Client, name: str = ALICE, **facts: Any) -> None:

@@ -7,7 +7,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,30 +14,12 @@ from proxmoxer import ProxmoxAPI, ResourceException
 
 from autovibe.errors import ConfigurationError
 from autovibe.node import serve
-from autovibe.node.access import auth
 from autovibe.node.disks import Disks
 from autovibe.node.http.server import _as_reason
 from tests.contract.node_parts import Client, FlagQemu, make_node
 
 N = "/nodes/pvetest"
 V = f"{N}/qemu/100"
-
-
-@pytest.fixture(autouse=True)
-def _quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "FAILED_LOGIN_DELAY_SECONDS", 0.05)
-
-
-@pytest.fixture
-def qemu() -> FlagQemu:
-    return FlagQemu()
-
-
-@pytest.fixture
-def client(tmp_path: Path, qemu: FlagQemu) -> Iterator[Client]:
-    node = make_node(tmp_path / "node", qemu)
-    yield Client(node)
-    node.stop()
 
 
 def make_vm(client: Client, vmid: int = 100, **options: object) -> None:

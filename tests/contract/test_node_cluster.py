@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autovibe.node.access import auth
 from autovibe.node.routes import ROUTES
-from tests.contract.node_parts import Client, FlagQemu, make_node
+from tests.contract.node_parts import Client, FlagQemu
 from tests.contract.pve_reference import answer_faults, schema
 
 N = "/nodes/pvetest"
-
-
-@pytest.fixture(autouse=True)
-def _quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "FAILED_LOGIN_DELAY_SECONDS", 0.05)
-
-
-@pytest.fixture
-def qemu() -> FlagQemu:
-    return FlagQemu()
-
-
-@pytest.fixture
-def client(tmp_path: Path, qemu: FlagQemu) -> Iterator[Client]:
-    node = make_node(tmp_path / "node", qemu)
-    yield Client(node)
-    node.stop()
 
 
 def make_vm(client: Client, vmid: int, **options: object) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from autovibe.node.access import auth
 from autovibe.node.access.passwords import hashed, sha256_crypt
 from autovibe.node.vm import firmware
 from autovibe.node.vm.monitor import MonitorError
@@ -72,11 +71,6 @@ class TalkingQemu(FlagQemu):
         self.started[100] = 1.0
         self.listener.told.clear()
         return self.listener
-
-
-@pytest.fixture(autouse=True)
-def _quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "FAILED_LOGIN_DELAY_SECONDS", 0.05)
 
 
 @pytest.fixture

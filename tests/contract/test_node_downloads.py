@@ -15,15 +15,8 @@ from typing import Any
 import pytest
 
 from autovibe.node.http import certificate
-from tests.contract.node_parts import Answer, Client, FlagQemu, make_node
+from tests.contract.node_parts import Answer, Client
 from tests.contract.test_node_storage import MIB, L, N, faults, fill_disk, image, leftovers
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    node = make_node(tmp_path / "node", FlagQemu())
-    yield Client(node)
-    node.stop()
 
 
 class Site(http.server.BaseHTTPRequestHandler):

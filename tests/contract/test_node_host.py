@@ -23,11 +23,6 @@ NOW = 1_795_132_800
 
 
 @pytest.fixture
-def qemu() -> FlagQemu:
-    return FlagQemu()
-
-
-@pytest.fixture
 def client(tmp_path: Path, qemu: FlagQemu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setattr(sampler, "PERIOD_SECONDS", 3600)  # samples are the tests' own business
     node = make_node(tmp_path / "node", qemu)

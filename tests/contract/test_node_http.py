@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,28 +17,15 @@ import psutil
 import pytest
 
 from autovibe.node import serve
-from autovibe.node.access import auth
 from autovibe.node.access.auth import Actor
 from autovibe.node.disks import Disks, qemu_img
 from autovibe.node.http import server
 from autovibe.node.refusal import Refusal
 from autovibe.node.tasks import Task
 from autovibe.node.tasks.worker import running, start_of
-from tests.contract.node_parts import Answer, Client, FlagQemu, make_node
+from tests.contract.node_parts import Answer, Client, FlagQemu
 
 N = "/nodes/pvetest"
-
-
-@pytest.fixture(autouse=True)
-def _quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "FAILED_LOGIN_DELAY_SECONDS", 0.05)
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    node = make_node(tmp_path / "node", FlagQemu())
-    yield Client(node)
-    node.stop()
 
 
 class Wire:

@@ -8,20 +8,12 @@ from typing import Any
 
 import pytest
 
-from autovibe.node.access import auth
 from autovibe.node.access.auth import Actor
 from autovibe.node.refusal import Refusal
 from tests.contract.node_parts import Client, FlagQemu, make_node
-from tests.contract.test_node_access import ALICE, Ticket, client, denied, grant, make_user, make_vms, refusal, root
-
-__all__ = ["client"]
+from tests.contract.test_node_access import ALICE, Ticket, denied, grant, make_user, make_vms, refusal, root
 
 N = "/nodes/pvetest"
-
-
-@pytest.fixture(autouse=True)
-def _quick_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "FAILED_LOGIN_DELAY_SECONDS", 0.01)
 
 
 def make_pool(client: Client, name: str, **facts: Any) -> None:

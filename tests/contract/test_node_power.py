@@ -15,11 +15,6 @@ V = f"{N}/qemu/100"
 
 
 @pytest.fixture
-def qemu() -> FlagQemu:
-    return FlagQemu()
-
-
-@pytest.fixture
 def client(tmp_path: Path, qemu: FlagQemu) -> Iterator[Client]:
     node = make_node(tmp_path / "node", qemu)
     found = Client(node)

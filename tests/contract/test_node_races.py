@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contract.node_parts import Client, FlagQemu, make_node
+from tests.contract.node_parts import Client
 
 N = "/nodes/pvetest"
 CLEAN = re.compile(
@@ -26,13 +25,6 @@ CLEAN = re.compile(
     r"|clone failed: .*(does not exist|no such).*"
     r"|base volume '.*' is still in use by linked cloned?"
 )
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    node = make_node(tmp_path / "node", FlagQemu())
-    yield Client(node)
-    assert node.stop()
 
 
 def at_once(calls: list[Callable[[], str]]) -> list[str]:

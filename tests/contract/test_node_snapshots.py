@@ -18,11 +18,6 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def qemu() -> FlagQemu:
-    return FlagQemu()
-
-
-@pytest.fixture
 def client(tmp_path: Path, qemu: FlagQemu) -> Iterator[Client]:
     """A node with VM 100, which runs, has 64 MiB of RAM and a disk on each storage."""
     node = make_node(tmp_path / "node", qemu)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,18 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from autovibe.node.disks import Disks
-from tests.contract.node_parts import Answer, Client, FlagQemu, make_node
+from tests.contract.node_parts import Answer, Client
 
 N = "/nodes/pvetest"
 L = f"{N}/storage/local"
 MIB = 1 << 20
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    node = make_node(tmp_path / "node", FlagQemu())
-    yield Client(node)
-    node.stop()
 
 
 def root(client: Client) -> Path:

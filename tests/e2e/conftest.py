@@ -15,6 +15,11 @@ from typing import Any
 
 import pytest
 
+from autovibe.node import serve
+from autovibe.node.disks import Disks
+from autovibe.node.vm.qemu import Qemu
+from tests.contract.node_parts import Client
+
 
 def image_cache() -> Path:
     """Built images are kept between runs of the suite, by the hash of their recipe."""
@@ -118,3 +123,17 @@ def autovibe(tmp_path_factory: pytest.TempPathFactory, guest_image: Path) -> Ite
     finally:
         print(installation.logs())
         installation.run("down", "--machines", check=False, timeout=120)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    """A node of this process with real QEMU; its sockets lie under a short path."""
+    _, port = free_ports()
+    home, run = tmp_path / "node", Path(f"/tmp/av-test-{os.getpid()}-{port}")
+    qemu = Qemu(home, run, accel="tcg", forward_port=port + 1)
+    node = serve(home, "127.0.0.1", port, name="pvetest", qemu=qemu, disks=Disks(home / "storage")).start()
+    yield Client(node)
+    node.stop()
+    for vmid in qemu.running():
+        qemu.stop(vmid)
+    shutil.rmtree(run, ignore_errors=True)

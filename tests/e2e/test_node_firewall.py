@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from autovibe.node import serve
-from autovibe.node.disks import Disks
-from autovibe.node.vm.qemu import Qemu, forward_address
+from autovibe.node.vm.qemu import forward_address
 from tests.contract.node_parts import Client
-from tests.e2e.conftest import free_ports
 from tests.e2e.guest_node import DEBIAN, Guest, N, give_image, wait_for
 
 VMID = 100
 GATEWAY = "10.0.2.2"
 """Where a guest's user network has the host."""
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    _, port = free_ports()
-    home, run = tmp_path / "node", Path(f"/tmp/av-fw-{os.getpid()}-{port}")
-    qemu = Qemu(home, run, accel="tcg", forward_port=port + 1)
-    node = serve(home, "127.0.0.1", port, name="pvetest", qemu=qemu, disks=Disks(home / "storage")).start()
-    yield Client(node)
-    node.stop()
-    for vmid in qemu.running():
-        qemu.stop(vmid)
-    for left in run.glob("*"):
-        left.unlink()
-    run.rmdir()
 
 
 def greeting(client: Client) -> bytes:

@@ -5,39 +5,21 @@ Most of it is tried on a sector of machine code that counts on its disk; one boo
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from autovibe.node import serve
-from autovibe.node.disks import Disks, qemu_img
+from autovibe.node.disks import qemu_img
 from autovibe.node.serve import Node
-from autovibe.node.vm.qemu import Qemu
 from tests.contract.node_parts import Client
-from tests.e2e.test_node_qemu import MIB, build_counter, count, free_port, wait_for
+from tests.e2e.test_node_qemu import MIB, build_counter, count, wait_for
 
 N = "/nodes/pvetest"
 V = f"{N}/qemu/100"
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    home, port = tmp_path / "node", free_port()
-    run = Path(f"/tmp/av-test-{os.getpid()}-{port}")
-    qemu = Qemu(home, run, accel="tcg", forward_port=free_port())
-    disks = Disks(home / "storage")
-    node = serve(home, "127.0.0.1", port, name="pvetest", qemu=qemu, disks=disks).start()
-    yield Client(node)
-    for vmid in qemu.running():
-        qemu.stop(vmid)
-    node.stop()
-    shutil.rmtree(run, ignore_errors=True)
 
 
 def add_image(node: Node, name: str, source: bytes | Path) -> str:

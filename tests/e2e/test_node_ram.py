@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autovibe.node import serve
-from autovibe.node.disks import Disks
 from autovibe.node.disks.orphans import unnamed_files
-from autovibe.node.vm.qemu import Qemu
 from autovibe.node.vm.qemu_state import Watch
 from tests.contract.node_parts import Client
-from tests.e2e.conftest import free_ports
 from tests.e2e.guest_node import COUNTING, DEBIAN, Guest, N, check_disks, give_image, wait_for
 
 VMID = 100
 SECOND = "second=/dev/$(grep -lx 2097152 /sys/block/sd*/size | cut -d/ -f4); "
 """A shell's words for the disk of 1 GiB: which of two disks the kernel calls sdb differs from boot to boot."""
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    _, port = free_ports()
-    home, run = tmp_path / "node", Path(f"/tmp/av-ram-{os.getpid()}-{port}")
-    qemu = Qemu(home, run, accel="tcg", forward_port=port + 1)
-    node = serve(home, "127.0.0.1", port, name="pvetest", qemu=qemu, disks=Disks(home / "storage")).start()
-    yield Client(node)
-    node.stop()
-    for vmid in qemu.running():
-        qemu.stop(vmid)
-    for left in run.glob("*"):
-        left.unlink()
-    run.rmdir()
 
 
 @pytest.mark.guest

@@ -29,10 +29,14 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from autovibe.api import errors as api_errors
-from autovibe.api import v1
+from autovibe.api import metrics, v1
+from autovibe.api.guard import Guard
 from autovibe.api.log import configure_logs
-from autovibe.api.requests import BodyLimit, KeyRequired, Requests, Traffic
+from autovibe.api.protocol import Protocol
+from autovibe.api.requests import BodyLimit, Requests, Traffic
 from autovibe.assets import asset
+from autovibe.domain.budget import Prices, micros_of
+from autovibe.domain.columns import now
 from autovibe.durable import Durable
 from autovibe.errors import AutovibeError, ConfigurationError
 from autovibe.guest import Guests
@@ -40,11 +44,18 @@ from autovibe.hub import Hub
 from autovibe.hub.access import Keys, ensure_key, ensure_ssh_key
 from autovibe.hub.events import Events
 from autovibe.hub.health import Watchtower
+from autovibe.hub.instance import Gauge, ensure_uuid
+from autovibe.hub.limits import Limits
+from autovibe.hub.trail import Trail
 from autovibe.hub.upkeep import Upkeep
 from autovibe.hypervisor import Proxmox
+from autovibe.premises import launch_of, premises_of
 from autovibe.settings import Settings, read_secret, write_secret
 from autovibe.store import Store
+from autovibe.store.keys import Keyring, open_keyring
+from autovibe.store.ledger import Ledger
 from autovibe.store.trees import Trees
+from autovibe.types import MICROS, Resource
 from autovibe.version import __version__
 from autovibe.workflows import Workflows, World
 
@@ -69,9 +80,12 @@ class Parts:
     app: ASGIApp
 
     def start(self) -> None:
+        with self.hub.store.transaction() as session:
+            self.hub.ledger.refit(session)  # the pool's settings may be others now
         self.durable.launch()
-        self.hub.name = self.durable.executor_id
+        self.hub.name, self.hub.started_at = self.durable.executor_id, now()
         self.hub.events.start()
+        self.hub.trail.start()
         self.upkeep.start()
 
     def close(self) -> bool:
@@ -82,6 +96,7 @@ class Parts:
         self.hub.guests.close()
         self.hub.conversations.shutdown(wait=False, cancel_futures=True)
         self.hub.events.close()
+        self.hub.trail.close()
         self.hub.store.close()
         return is_parked
 
@@ -93,11 +108,13 @@ def build(settings: Settings) -> Parts:
     """
     store = Store(settings.hub_database_url)
     store.migrate(settings.hub_home / "backups")
+    uuid, premises = ensure_uuid(store), premises_of(settings)
     key_file = settings.ssh_key_file or settings.hub_home / "ssh" / "id_ed25519"
     ensure_ssh_key(store, key_file, socket.gethostname())
     given = settings.api_key.get_secret_value() if settings.api_key is not None else None
     kept = read_secret(settings.credentials)
-    key = ensure_key(store, given, kept)
+    keyring = open_keyring(store)
+    key = ensure_key(store, keyring, given, kept)
     if kept is None:
         write_secret(settings.credentials, key)
     proxmox, guests, trees = _proxmox(settings), Guests(key_file), Trees(store)
@@ -111,8 +128,12 @@ def build(settings: Settings) -> Parts:
         store=store,
         trees=trees,
         events=Events(store),
-        keys=Keys(store),
-        workflows=Workflows(_world(settings, store, trees, proxmox, guests, key_file), durable),
+        keys=Keys(store, keyring),
+        keyring=keyring,
+        limits=Limits(store, settings.rate_limit_per_minute, settings.rate_limit_heavy_per_minute),
+        trail=Trail(store),
+        audit_days=settings.audit_days,
+        workflows=Workflows(_world(settings, store, trees, proxmox, guests, key_file, keyring), durable),
         proxmox=proxmox,
         guests=guests,
         conversations=ThreadPoolExecutor(_CONVERSATIONS, thread_name_prefix="exec"),
@@ -124,11 +145,22 @@ def build(settings: Settings) -> Parts:
         guest_user=settings.guest_user,
         vmids=range(settings.vmid_first, settings.vmid_last + 1),
         min_free_bytes=int(settings.min_free_gb * 1e9),
+        ledger=_ledger(settings),
+        prices=_prices(settings),
+        tail_seconds=settings.budget_tail_seconds,
+        uuid=uuid,
+        premises=premises,
+        is_checkpointed_daily=settings.hub_checkpoint_daily,
+        hub_checkpoints_kept=settings.hub_checkpoints_kept,
+        launch=launch_of(settings),
     )
-    return Parts(settings, hub, durable, Upkeep(hub), mount(hub))
+    with store.transaction() as session:  # the pool is a setting, and may be another one than this morning
+        hub.ledger.refit(session)
+    is_open = settings.metrics_open and _is_loopback(settings.hub_host)
+    return Parts(settings, hub, durable, Upkeep(hub), mount(hub, are_metrics_open=is_open))
 
 
-def mount(hub: Hub) -> ASGIApp:
+def mount(hub: Hub, *, are_metrics_open: bool = False) -> ASGIApp:
     """The doors of a hub as an ASGI application."""
     app = FastAPI(
         title="autovibe",
@@ -139,12 +171,16 @@ def mount(hub: Hub) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.hub = hub
-    app.state.traffic = traffic = Traffic()
+    app.state.traffic = traffic = Traffic(hub.tally)
     app.state.watchtower = Watchtower()
+    app.state.gauge = Gauge()
     api_errors.install(app)
     v1.mount(app)
+    open_paths = v1.OPEN_PATHS | metrics.mount(app, hub, meter := metrics.Meter(), is_open=are_metrics_open)
     # Around the whole application: the framework's own middleware would leave out what it does when a route crashes.
-    return Requests(BodyLimit(KeyRequired(app, hub.keys, v1.OPEN_PATHS)), traffic)
+    unlimited = v1.UNLIMITED_PATHS | {metrics.PATH}
+    guard = Guard(app, hub, v1.ROUTES, prefix=v1.PREFIX, open_paths=open_paths, unlimited_paths=unlimited)
+    return Requests(BodyLimit(guard), traffic, meter)
 
 
 def _proxmox(settings: Settings) -> Proxmox:
@@ -174,7 +210,13 @@ def _proxmox(settings: Settings) -> Proxmox:
 
 
 def _world(
-    settings: Settings, store: Store, trees: Trees, proxmox: Proxmox, guests: Guests, private_key: Path
+    settings: Settings,
+    store: Store,
+    trees: Trees,
+    proxmox: Proxmox,
+    guests: Guests,
+    private_key: Path,
+    keyring: Keyring,
 ) -> World:
     is_emulated = settings.uses_embedded_node and not _has_kvm(settings)
     return World(
@@ -182,6 +224,7 @@ def _world(
         trees=trees,
         proxmox=proxmox,
         guests=guests,
+        keyring=keyring,
         storage=settings.proxmox_storage,
         import_storage=settings.proxmox_import_storage,
         pool=settings.proxmox_pool,
@@ -198,8 +241,32 @@ def _world(
         vmid_first=settings.vmid_first,
         vmid_last=settings.vmid_last,
         min_free_bytes=int(settings.min_free_gb * 1e9),
+        ledger=_ledger(settings),
+        prices=_prices(settings),
+        tail_seconds=settings.budget_tail_seconds,
+        url_for_guests=settings.hub_url_for_guests,
         boot_deadline=settings.boot_deadline_seconds,
         provision_deadline=settings.provision_deadline_seconds,
+        premises=premises_of(settings),
+    )
+
+
+def _ledger(settings: Settings) -> Ledger:
+    pool = {
+        Resource.money: settings.pool_daily_money,
+        Resource.time_hours: settings.pool_daily_time_hours,
+        Resource.api_calls: settings.pool_daily_api_calls,
+    }
+    return Ledger(
+        {resource: micros_of(limit) for resource, limit in pool.items() if limit is not None}, settings.currency
+    )
+
+
+def _prices(settings: Settings) -> Prices:
+    return Prices(
+        core=round(settings.price_core_hour * MICROS),
+        memory_gb=round(settings.price_memory_gb_hour * MICROS),
+        disk_gb=round(settings.price_disk_gb_hour * MICROS),
     )
 
 
@@ -258,7 +325,7 @@ def serve(settings: Settings) -> None:
     _require_safe_bind(settings)
     settings.hub_home.mkdir(mode=0o700, parents=True, exist_ok=True)
     _raise_open_files()
-    configure_logs(settings.hub_home / "hub.log", settings.log_level, _secrets(settings))
+    configure_logs(settings.hub_home / "hub.log", settings.log_level, _secrets(settings), settings.log_format)
     stop = _Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -294,6 +361,7 @@ def make_server(parts: Parts) -> uvicorn.Server:
     settings = parts.settings
     config = uvicorn.Config(
         parts.app,
+        http=Protocol,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -308,15 +376,18 @@ def make_server(parts: Parts) -> uvicorn.Server:
 
 
 def _require_safe_bind(settings: Settings) -> None:
-    try:
-        is_loopback = ipaddress.ip_address(settings.hub_host).is_loopback
-    except ValueError:
-        is_loopback = settings.hub_host == "localhost"
-    if not is_loopback and settings.tls_certificate is None and not settings.behind_proxy:
+    if not _is_loopback(settings.hub_host) and settings.tls_certificate is None and not settings.behind_proxy:
         raise ConfigurationError(
             f"The Hub would listen on '{settings.hub_host}' and receive keys in the clear; set 'tls_certificate' and "
             "'tls_key', or '--behind-proxy' when a proxy in front of it ends TLS."
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bind(settings: Settings) -> socket.socket:

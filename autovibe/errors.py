@@ -8,6 +8,7 @@ AutovibeError
 ├── Conflict                    the object's state or name forbids it now
 │   ├── IdempotencyMismatch     the key was used for another request
 │   └── LimitExceeded           a limit, range or quota is used up
+├── RateLimited                 too many requests in a minute
 ├── Unavailable                 a part autovibe needs does not answer; trying again may help
 │   ├── HypervisorUnavailable
 │   ├── GuestUnreachable
@@ -100,6 +101,12 @@ class LimitExceeded(Conflict):
     """A limit is used up."""
 
     code = "RESOURCE_LIMIT_EXCEEDED"
+
+
+class RateLimited(AutovibeError):
+    """Too many requests; wait as long as Retry-After says."""
+
+    code = "RATE_LIMITED"
 
 
 class Unavailable(AutovibeError):

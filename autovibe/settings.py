@@ -76,7 +76,39 @@ class Settings(BaseSettings):
     provision_deadline_seconds: float = Field(default=1800, gt=0, description="How long a playbook may take.")
     ca_bundle: Path | None = Field(default=None, description="A CA bundle handed to image builds and guests.")
     apt_sources: Path | None = Field(default=None, description="A deb822 sources file handed to image builds.")
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$", description="Of all money; nothing is ever converted.")
+    pool_daily_money: float | None = Field(default=None, ge=0, description="Money all projects share a day.")
+    pool_daily_time_hours: float | None = Field(default=None, ge=0, description="Machine hours they share a day.")
+    pool_daily_api_calls: int | None = Field(default=None, ge=0, description="Model calls they share a day.")
+    price_core_hour: float = Field(default=0.05, ge=0, description="Money for an hour of a core.")
+    price_memory_gb_hour: float = Field(default=0.01, ge=0, description="Money for an hour of a GB of memory.")
+    price_disk_gb_hour: float = Field(default=0.001, ge=0, description="Money for an hour of a GB of disk.")
+    budget_tail_seconds: float = Field(
+        default=60, ge=1, le=3600, description="Machine time kept back for freezing and checkpointing at a limit."
+    )
+    hub_checkpoint_daily: bool = Field(default=True, description="Checkpoint the Hub itself once a UTC day.")
+    hub_checkpoints_kept: int = Field(default=7, ge=1, le=1000, description="Daily checkpoints of the Hub that stay.")
+    hub_vmid: int | None = Field(
+        default=None, ge=100, le=999_999_999, description="The VM of this Proxmox the Hub itself runs in, if it does."
+    )
+    rate_limit_per_minute: int = Field(
+        default=100,
+        ge=0,
+        le=10**9,
+        description="Requests a key may send a minute, to all hub processes together; 0: any number.",
+    )
+    rate_limit_heavy_per_minute: int = Field(
+        default=10, ge=0, le=10**9, description="Of these, spawns and checkpoints; also wrong keys from one address."
+    )
+    audit_days: int = Field(default=90, ge=1, description="Days the audit log goes back.")
+    hub_url_for_guests: str = Field(
+        default="", description="The Hub's URL as machines reach it, told with their own key; empty: not told."
+    )
     min_free_gb: float = Field(default=2, ge=0, description="Free space below which nothing new is started.")
+    metrics_open: bool = Field(
+        default=False, description="Serve /metrics without a key, on an address that only this computer reaches."
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="Of the Hub's log; json: an object a line.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Of hub and node.")
 
     @field_validator("home", mode="after")

@@ -90,6 +90,79 @@ class OperationKind(StrEnum):
     spawn = "spawn"
     checkpoint = "checkpoint"
     terminate = "terminate"
+    block = "block"
+    resume = "resume"
+    hub_checkpoint = "hub_checkpoint"
+
+
+class HubCheckpointType(StrEnum):
+    daily = "daily"
+    manual = "manual"
+    pre_experiment = "pre_experiment"
+    recovery = "recovery"
+
+
+class HubCheckpointKind(StrEnum):
+    """What a checkpoint of the Hub is: a copy of its data, or that and a snapshot of the VM the Hub runs in."""
+
+    logical = "logical"
+    vm = "vm"
+
+
+class HubCheckpointStatus(StrEnum):
+    """creating -> ready | failed. Only a ready one can be restored."""
+
+    creating = "creating"
+    ready = "ready"
+    failed = "failed"
+
+
+class ExperimentStatus(StrEnum):
+    """planned (recorded) -> running (its Hub answers) -> ended | failed."""
+
+    planned = "planned"
+    running = "running"
+    ended = "ended"
+    failed = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (ExperimentStatus.ended, ExperimentStatus.failed)
+
+
+class Resource(StrEnum):
+    """What budgets count, each named with its unit; money is in the hub's currency."""
+
+    money = "money"
+    time_hours = "time_hours"
+    api_calls = "api_calls"
+    cpu_hours = "cpu_hours"
+    storage_gb = "storage_gb"
+
+
+class Role(StrEnum):
+    """What a key may do: all; everything but keys and the Hub itself; read; report on its own machine."""
+
+    admin = "admin"
+    operator = "operator"
+    viewer = "viewer"
+    machine = "machine"
+
+
+class KeyStatus(StrEnum):
+    """Only a usable key opens anything; the others stay in the list and say why they do not."""
+
+    usable = "usable"
+    expired = "expired"
+    revoked = "revoked"
+
+
+class Outcome(StrEnum):
+    """How a request that the audit log names went: carried out; answered an error; not let in."""
+
+    done = "done"
+    failed = "failed"
+    refused = "refused"
 
 
 class EntryKind(StrEnum):

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from autovibe.domain.actor import Actor
 from autovibe.errors import InvalidRequest, LimitExceeded
-from autovibe.hub import Hub
+from autovibe.hub import Hub, periods
 from autovibe.hub.operations import Once
 from autovibe.hub.pages import Cut
 
@@ -37,6 +37,23 @@ def _actor(request: Request) -> Actor:
 
 def _cut(limit: Annotated[int, Query(ge=1, le=200)] = 50, offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0) -> Cut:
     return Cut(limit, offset)
+
+
+_Named = Annotated[periods.Period | None, Query(description="Of UTC days.")]
+_From = Annotated[
+    str | None, Query(alias="from", max_length=64, description="RFC 3339 date or moment, instead of a period.")
+]
+_To = Annotated[
+    str | None, Query(alias="to", max_length=64, description="The same; a date is within. Without it: until now.")
+]
+
+
+def _week(period: _Named = None, since: _From = None, until: _To = None) -> periods.Window:
+    return periods.window(period, since, until, default="last_7_days")
+
+
+def _month(period: _Named = None, since: _From = None, until: _To = None) -> periods.Window:
+    return periods.window(period, since, until, default="last_30_days")
 
 
 async def _once(
@@ -61,6 +78,8 @@ HubHere = Annotated[Hub, Depends(_hub)]
 ActorHere = Annotated[Actor, Depends(_actor)]
 CutHere = Annotated[Cut, Depends(_cut)]
 OnceHere = Annotated[Once | None, Depends(_once)]
+WeekHere = Annotated[periods.Window, Depends(_week)]
+MonthHere = Annotated[periods.Window, Depends(_month)]
 Wait = Annotated[
     float | None,
     Query(ge=0, le=LONGEST_WAIT_SECONDS, allow_inf_nan=False, description="Seconds the answer may wait for the end."),
@@ -83,11 +102,15 @@ async def until(
     look: Callable[[], Answer],
     is_there: Callable[[Answer], bool],
     seconds: float,
+    known: Answer | None = None,
 ) -> Answer:
     """Look, in a thread, whenever one of the objects changes, until the answer is there; the last answer at the end.
 
-    Between the looks nothing is held but a little memory. Ends early when the hub shuts down.
+    `known` is the answer of this moment, which does where nobody waits. Between the looks nothing is held but a little
+    memory. Ends early when the hub shuts down.
     """
+    if known is not None and seconds <= 0:
+        return known
     deadline = time.monotonic() + seconds
     with hub.events.watch(*objects) as watch:
         while True:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from autovibe import schemas
 from autovibe.domain.columns import now
-from autovibe.errors import AutovibeError, InternalError, InvalidRequest, NotFound, Unavailable
+from autovibe.errors import AutovibeError, InternalError, InvalidRequest, NotFound, RateLimited, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ HTTP_STATUS: dict[str, int] = {
     "CONFLICT": 409,
     "IDEMPOTENCY_MISMATCH": 409,
     "RESOURCE_LIMIT_EXCEEDED": 409,
+    "RATE_LIMITED": 429,
     "UNAVAILABLE": 500,
     "HYPERVISOR_UNAVAILABLE": 500,
     "GUEST_UNREACHABLE": 500,
@@ -54,6 +55,8 @@ def envelope(error: AutovibeError, request_id: str) -> JSONResponse:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.details.get("retry_after_seconds", _RETRY_AFTER_SECONDS))
     if error.code == "UNAUTHORIZED":
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body.model_dump(mode="json"), HTTP_STATUS.get(error.code, 500), headers)

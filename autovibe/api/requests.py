@@ -1,11 +1,10 @@
-"""What happens to every request before a route sees it: a request id and an access line, a key, a bounded body.
+"""What happens to every request before its key is looked at (api.guard): a request id, an access line, a bounded body.
 
 Pure ASGI, so that a stream passes through as it comes.
 """
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import re
 import time
@@ -13,14 +12,15 @@ from collections import deque
 from urllib.parse import quote
 from uuid import uuid4
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autovibe import schemas
 from autovibe.api.errors import envelope
-from autovibe.errors import AutovibeError, InvalidRequest, Unauthorized
-from autovibe.hub.access import Keys
+from autovibe.api.metrics import Meter
+from autovibe.domain.trace import request_id
+from autovibe.errors import InternalError, InvalidRequest
+from autovibe.hub.traffic import Tally
 
 logger = logging.getLogger("autovibe.access")
 
@@ -28,17 +28,19 @@ BODY_LIMIT = 16 * 1024 * 1024
 _DRAIN_LIMIT = 4 * BODY_LIMIT  # how much of a body that is too large is read, so that its sender hears why
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
-"""The id of the request this code runs for; log lines carry it."""
-
 
 class Traffic:
     """What the api has answered lately, for the health check."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally) -> None:
         self._recent: deque[tuple[float, float, bool]] = deque(maxlen=1000)
+        self._tally = tally
 
-    def note(self, seconds: float, is_failure: bool) -> None:
+    def note(self, seconds: float, is_failure: bool, *, is_timed: bool = True) -> None:
+        """One answer; the time of a request that asked to be kept waiting says nothing."""
+        self._tally.note(seconds if is_timed else None, is_failure)
+        if not is_timed:
+            return
         self._recent.append((time.monotonic(), seconds, is_failure))
 
     def health(self) -> schemas.ServiceHealth:
@@ -56,9 +58,10 @@ class Traffic:
 class Requests:
     """Gives each request an id (the client's own, where it is one) and writes one line when it has been answered."""
 
-    def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
+    def __init__(self, app: ASGIApp, traffic: Traffic, meter: Meter) -> None:
         self._app = app
         self._traffic = traffic
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,22 +87,27 @@ class Requests:
         except Exception:
             # The framework logs and answers a defect and then raises it all the same; the server would cut the
             # connection under the client's next request.
-            if not is_answered:
+            if status and not is_answered:
                 raise
+            if not status:  # it never came as far as the framework
+                logger.exception("%s %s met a defect.", scope["method"], quote(scope["path"]))
+                await envelope(InternalError(), identifier)(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - start
-            if not _may_wait(scope):
-                self._traffic.note(seconds, status >= 500)
+            is_timed = not _may_wait(scope)
+            self._traffic.note(seconds, status >= 500, is_timed=is_timed)
+            self._meter.note(scope, status, seconds, is_timed=is_timed)
             actor = getattr(scope["state"].get("actor"), "name", "-")
             # The path alone: a query may hold what is nobody's business.
-            logger.info("%s %s %s %d %.1f ms", actor, scope["method"], quote(scope["path"]), status, seconds * 1000)
+            what = (actor, scope["method"], quote(scope["path"]), status, seconds * 1000)
+            logger.info("%s %s %s %d %.1f ms", *what, extra={"duration": seconds})
             request_id.reset(token)
 
 
 def _may_wait(scope: Scope) -> bool:
     """Whether the client asked to be kept waiting, so that the time taken says nothing of the api."""
     query = scope["query_string"]
-    return b"wait" in query or b"follow" in query or scope["path"].endswith("/exec")
+    return b"wait" in query or b"follow" in query or scope["path"].endswith(("/exec", "/events"))
 
 
 class BodyLimit:
@@ -156,28 +164,3 @@ class BodyLimit:
 
 class _TooLarge(Exception):
     """The body has passed the limit."""
-
-
-class KeyRequired:
-    """Lets only requests with a valid key through, before any route could forget to ask; `open_paths` need none."""
-
-    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
-        self._app = app
-        self._keys = keys
-        self._open_paths = open_paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self._open_paths:
-            try:
-                scope["state"]["actor"] = await self._authenticate(Headers(scope=scope))
-            except AutovibeError as error:
-                await envelope(error, str(scope["state"]["request_id"]))(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    async def _authenticate(self, headers: Headers) -> object:
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise Unauthorized
-        known = self._keys.cached(key.strip())
-        return known if known is not None else await run_in_threadpool(self._keys.authenticate, key.strip())

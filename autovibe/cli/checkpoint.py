@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from autovibe.cli import connection, diff, machine, names, output
+from autovibe.cli import connection, diff, machine, names, output, plan
 from autovibe.cli.output import Json
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ Of = Annotated[str | None, typer.Option("--project", "-p", help="The project it 
 def list_(
     project: Annotated[str | None, typer.Argument(metavar="PROJECT", help="Name or uuid of the project.")] = None,
     of: Of = None,
+    type_: Annotated[
+        Literal["genesis", "automatic", "manual", "final"] | None, typer.Option("--type", help="Only of this type.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """List a project's checkpoints, newest first."""
@@ -30,7 +33,7 @@ def list_(
         raise typer.BadParameter("Name the project: autovibe checkpoint list PROJECT")
     with connection.client() as client:
         owner = names.project(client, wanted)
-        found = list(client.checkpoints.each(owner.uuid))
+        found = list(client.checkpoints.each(owner.uuid, type=type_))
     if json:
         return output.print_json({"checkpoints": found, "total_count": len(found)})
     output.table(
@@ -105,24 +108,28 @@ def spawn(
     max_money: machine.MaxMoney = None,
     max_minutes: machine.MaxMinutes = None,
     max_api_calls: machine.MaxApiCalls = None,
+    plan_only: plan.Plan = False,
     detach: machine.Detach = False,
     follow: machine.Follow = False,
     json: Json = False,
 ) -> None:
-    """Spawn a machine from a checkpoint, in the checkpoint's project, and wait until it is reachable."""
+    """Spawn a machine from a checkpoint, in its project, and wait until it is reachable; with --plan, only plan it."""
     prompt = machine.read_prompt(prompt, prompt_file)
     placed = machine.read_files(file or [])
     with connection.client() as client:
         origin = names.checkpoint(client, checkpoint, of=project)
-        made = client.checkpoints.spawn(
-            origin.uuid,
-            type=type_,
-            prompt=prompt,
-            file_modifications=placed,
-            resource_constraints=machine.constraints(max_money, max_minutes, max_api_calls),
-            name=name,
-        )
+        wanted: dict[str, Any] = {
+            "type": type_,
+            "prompt": prompt,
+            "file_modifications": placed,
+            "resource_constraints": machine.constraints(max_money, max_minutes, max_api_calls),
+            "name": name,
+        }
+        if plan_only:
+            return plan.show(client.checkpoints.plan(origin.uuid, **wanted), json=json)
+        made = client.checkpoints.spawn(origin.uuid, **wanted)
         machine.finish_spawn(client, made, detach=detach, follow=follow, json=json)
+    return None
 
 
 def facts(checkpoint: schemas.Checkpoint) -> None:
@@ -136,6 +143,9 @@ def facts(checkpoint: schemas.Checkpoint) -> None:
         "project": checkpoint.project_uuid,
         "parent": checkpoint.parent_uuid,
         "machine": checkpoint.machine_uuid,
+        "made by": checkpoint.metadata.get("trigger"),
+        "reason": checkpoint.metadata.get("reason"),
+        "machine then": _machine_then(checkpoint.metadata.get("machine")),
         "snapshot": checkpoint.proxmox_snapshot_id,
         "held by vmid": checkpoint.vmid,
         "artefact": f"{checkpoint.artefact.kind} on {checkpoint.artefact.storage}" if checkpoint.artefact else None,
@@ -147,3 +157,12 @@ def facts(checkpoint: schemas.Checkpoint) -> None:
         "made": output.when(checkpoint.created_at),
     }
     output.facts(values)
+
+
+def _machine_then(told: Any) -> str | None:
+    """What the machine was about when it was checkpointed."""
+    if not isinstance(told, dict):
+        return None
+    prompt = str(told.get("prompt") or "").strip().splitlines()
+    start = f", prompt: {prompt[0][:80]}" if prompt else ""
+    return f"{told.get('name')} ({told.get('type')}), {told.get('status')}{start}"

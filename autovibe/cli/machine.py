@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from autovibe.cli import connection, guest, names, output, progress, ssh
+from autovibe.cli import amounts, connection, guest, names, output, plan, progress, ssh, usage
 from autovibe.cli.exits import FAILED
 from autovibe.cli.output import Json
 
@@ -31,9 +32,9 @@ Files = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Its name; one is made up otherwise.")]
-MaxMoney = Annotated[float | None, typer.Option(min=0, help="Money it may use (recorded, not enforced yet).")]
-MaxMinutes = Annotated[float | None, typer.Option(min=0, help="Minutes it may run (recorded, not enforced yet).")]
-MaxApiCalls = Annotated[int | None, typer.Option(min=0, help="Model calls it may make (recorded, not enforced yet).")]
+MaxMoney = Annotated[float | None, typer.Option(min=0, help="Money it may use; it is blocked there.")]
+MaxMinutes = Annotated[float | None, typer.Option(min=0, help="Minutes it may run; it is blocked there.")]
+MaxApiCalls = Annotated[int | None, typer.Option(min=0, help="Model calls it may make; it is blocked there.")]
 Detach = Annotated[bool, typer.Option("--detach", "--no-wait", help="Return at once; the work goes on.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Print the prompt's output until it has ended.")]
 
@@ -53,26 +54,30 @@ def spawn(
     max_money: MaxMoney = None,
     max_minutes: MaxMinutes = None,
     max_api_calls: MaxApiCalls = None,
+    plan_only: plan.Plan = False,
     detach: Detach = False,
     follow: Follow = False,
     json: Json = False,
 ) -> None:
-    """Spawn a machine and wait until it is reachable."""
+    """Spawn a machine and wait until it is reachable; with --plan, only say what that would take."""
     prompt = read_prompt(prompt, prompt_file)
     placed = read_files(file or [])
     with connection.client() as client:
         owner = names.project(client, project)
         origin = names.checkpoint(client, checkpoint, of=project) if checkpoint else None
-        machine = client.machines.spawn(
-            owner.uuid,
-            type=type_,
-            checkpoint_uuid=origin.uuid if origin else None,
-            prompt=prompt,
-            file_modifications=placed,
-            resource_constraints=constraints(max_money, max_minutes, max_api_calls),
-            name=name,
-        )
+        wanted: dict[str, Any] = {
+            "type": type_,
+            "checkpoint_uuid": origin.uuid if origin else None,
+            "prompt": prompt,
+            "file_modifications": placed,
+            "resource_constraints": constraints(max_money, max_minutes, max_api_calls),
+            "name": name,
+        }
+        if plan_only:
+            return plan.show(client.machines.plan(owner.uuid, **wanted), json=json)
+        machine = client.machines.spawn(owner.uuid, **wanted)
         finish_spawn(client, machine, detach=detach, follow=follow, json=json)
+    return None
 
 
 def finish_spawn(client: Client, machine: schemas.Machine, *, detach: bool, follow: bool, json: bool) -> None:
@@ -158,6 +163,8 @@ def show(
 app.command("logs")(guest.logs)
 app.command("exec")(guest.exec_)
 app.command("ssh")(ssh.ssh)
+app.command("resume")(usage.resume)
+app.command("usage")(usage.usage)
 
 
 @app.command()
@@ -209,7 +216,7 @@ def terminate(
 
 
 def facts(machine: schemas.Machine, operation: schemas.Operation | None = None) -> None:
-    usage = machine.resource_usage.time_minutes.actual
+    used, allowed = machine.resource_usage, machine.resource_constraints
     output.facts(
         {
             "name": machine.name,
@@ -226,12 +233,24 @@ def facts(machine: schemas.Machine, operation: schemas.Operation | None = None) 
             "operation": _operation(operation),
             "checkpoints": machine.checkpoint_count,
             "last checkpoint": machine.last_checkpoint_uuid,
-            "minutes": None if usage is None else round(usage, 1),
+            "money": _used(amounts.money, used.money.actual, allowed.max_money),
+            "minutes": _used(_number, used.time_minutes.actual, allowed.max_time_minutes),
+            "model calls": _used(_number, used.api_calls.actual, allowed.max_api_calls),
             "spawned": output.when(machine.spawned_at),
             "finished": output.when(machine.finished_at),
             "terminated": output.when(machine.terminated_at),
         }
     )
+
+
+def _used(shown: Callable[[Any], str], used: Any, allowed: Any) -> str | None:
+    if used is None:
+        return None
+    return shown(used) if allowed is None else f"{shown(used)} of {shown(allowed)}"
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 1):g}"
 
 
 def _operation(operation: schemas.Operation | None) -> str | None:

@@ -46,6 +46,29 @@ def checkpoint(client: Client, word: str, *, of: str | None = None) -> schemas.C
     return _pick("checkpoint", word, found, lambda item: item.label)
 
 
+def experiment(client: Client, word: str) -> UUID:
+    """By name the one that is not over, else the newest that had the name."""
+    if (uuid := _uuid(word)) is not None:
+        return uuid
+    found = list(client.hub.each_experiment())
+    named = [item for item in found if item.name == word]
+    living = [item for item in named if not item.status.is_final]
+    return (living or named)[0].uuid if named else by_uuid("experiment", word, found)
+
+
+def by_uuid(noun: str, word: str, found: Iterable[Any]) -> UUID:
+    """The uuid that `word` is, or the one that starts so. Raises NotFound; InvalidRequest for several."""
+    if (uuid := _uuid(word)) is not None:
+        return uuid
+    matches = [item.uuid for item in found if str(item.uuid).startswith(word.lower())]
+    if len(matches) == 1:
+        return UUID(str(matches[0]))
+    shown = output.escape(word[:80])
+    if not matches:
+        raise NotFound(f"There is no {noun} '{shown}'.", details={"noun": noun, "word": word[:80]})
+    raise InvalidRequest(f"'{shown}' means {len(matches)} of them; give more of the uuid.", details={"noun": noun})
+
+
 def _is_name(word: str) -> bool:
     from autovibe.types import is_name
 

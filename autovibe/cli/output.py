@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,12 +166,20 @@ def cell(value: Any) -> Text:
     return Text(text, style=STATUS_STYLES.get(text, ""))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str, title: str | None = None) -> None:
-    """A table on stdout, or `empty` where there are no rows."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    empty: str,
+    title: str | None = None,
+    right: Collection[str] = (),
+) -> None:
+    """A table on stdout, or `empty` where there are no rows. Columns named in `right` stand at their right edge."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    made = Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left", header_style="bold", pad_edge=False)
+    headed = [Column(name, justify="right" if name in right else "left") for name in columns]
+    made = Table(*headed, box=box.SIMPLE_HEAD, title=title, title_justify="left", header_style="bold", pad_edge=False)
     for row in rows:
         made.add_row(*(cell(value) for value in row))
     if made.row_count:

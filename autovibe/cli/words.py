@@ -11,18 +11,25 @@ import typer
 from typer.core import TyperGroup
 
 from autovibe.cli import (
+    analytics,
+    audit,
     checkpoint,
     config,
     connection,
     demo,
     doctor,
+    hub,
     image,
+    key,
     machine,
     output,
     project,
+    resources,
     serve,
     status,
+    systemd,
     up,
+    watch,
 )
 from autovibe.errors import AutovibeError, OperationFailed
 from autovibe.version import __version__
@@ -83,9 +90,16 @@ app.command("down", rich_help_panel="Run it")(up.down)
 app.command("status", rich_help_panel="Run it")(status.status)
 app.command("doctor", rich_help_panel="Run it")(doctor.doctor)
 app.command("demo", rich_help_panel="Run it")(demo.demo)
+app.command("watch", rich_help_panel="Use it")(watch.watch)
 app.add_typer(project.app, name="project", rich_help_panel="Use it")
 app.add_typer(machine.app, name="machine", rich_help_panel="Use it")
 app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel="Use it")
+app.add_typer(resources.app, name="resources", rich_help_panel="Use it")
+app.command("analytics", rich_help_panel="Use it")(analytics.analytics)
+app.add_typer(hub.app, name="hub", rich_help_panel="Look after it")
+app.add_typer(key.app, name="key", rich_help_panel="Look after it")
+app.add_typer(audit.app, name="audit", rich_help_panel="Look after it")
 app.add_typer(image.app, name="image", rich_help_panel="Look after it")
 app.add_typer(config.app, name="config", rich_help_panel="Look after it")
 app.add_typer(serve.app, name="serve", rich_help_panel="Look after it")
+app.add_typer(systemd.app, name="service", rich_help_panel="Look after it")

@@ -10,12 +10,31 @@ from sqlalchemy import JSON, Column
 from sqlmodel import BigInteger, Field, SQLModel, UniqueConstraint
 
 from autovibe.domain.columns import UtcDateTime, now
+from autovibe.domain.machine import Machine
 from autovibe.types import CheckpointStatus
+
+_PROMPT_START = 200
 
 
 def snapshot_name(checkpoint: UUID) -> str:
     """The name of a checkpoint's snapshot in Proxmox: 39 characters of the 40 it allows, starting with a letter."""
     return f"av-{checkpoint}"
+
+
+def details_of(trigger: str, machine: Machine, **more: Any) -> dict[str, Any]:
+    """A checkpoint's metadata: why it is made, and what the machine was about at that moment."""
+    return {
+        "trigger": trigger,
+        **more,
+        "machine": {
+            "name": machine.name,
+            "type": machine.type,
+            "status": str(machine.resume_status or machine.status),
+            "prompt": None if machine.prompt is None else machine.prompt[:_PROMPT_START],
+            "exit_status": machine.exit_status,
+            "progress": machine.progress,
+        },
+    }
 
 
 class Checkpoint(SQLModel, table=True):

@@ -34,6 +34,9 @@ class Machine(SQLModel, table=True):
             sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
         ),
+        Index("ix_machine_project_status", "project_uuid", "status"),
+        Index("ix_machine_project_spawned_at", "project_uuid", "spawned_at"),
+        Index("ix_machine_project_ended_at", "project_uuid", "ended_at"),
     )
 
     uuid: UUID = Field(default_factory=uuid4, primary_key=True)
@@ -50,6 +53,14 @@ class Machine(SQLModel, table=True):
     currency: str = Field(default="USD", max_length=3)
     max_time_minutes: float | None = None
     max_api_calls: int | None = None
+
+    estimate: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON, nullable=True))
+    reservation_uuid: UUID | None = None  # what it holds of its project's budget now
+    price_micros: int = Field(
+        default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")}
+    )  # of an hour of its VM
+    metered_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # charged until then; None: its VM is off
+    blocked: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON, nullable=True))  # at which limit
 
     node: str | None = None
     vmid: int | None = None
@@ -72,7 +83,7 @@ class Machine(SQLModel, table=True):
     spawned_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)
     running_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime, index=True)
     terminated_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 

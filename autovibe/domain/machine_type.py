@@ -14,7 +14,8 @@ class MachineType:
 
     `command` is the argv run in /workspace as the guest's user, in its own systemd unit; the prompt lies in the file
     `$AUTOVIBE_PROMPT` names, so that a prompt never meets a command line. `parse_progress` makes one line of progress
-    of the output's tail, "" where there is none.
+    of the output's tail, "" where there is none. `price_class` is one of `Prices.factors`; `base_money` is what a
+    prompt costs beside its VM, for estimates while there is no history.
     """
 
     name: str
@@ -24,6 +25,8 @@ class MachineType:
     cores: int | None = None
     memory_mb: int | None = None
     disk_gb: int | None = None
+    price_class: str = "standard"
+    base_money: float = 0.0
     parse_progress: Callable[[str], str] = lambda tail: last_line(tail)
 
 
@@ -49,3 +52,9 @@ def machine_type(name: str) -> MachineType:
             details={"field": "type", "types": sorted(TYPES)},
         )
     return found
+
+
+def price_class_of(name: str) -> str:
+    """The price class of a machine's type, also of one that is no longer registered."""
+    found = TYPES.get(name)
+    return found.price_class if found is not None else "standard"

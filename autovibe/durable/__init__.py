@@ -30,7 +30,7 @@ from autovibe.errors import AutovibeError, ConfigurationError, DatabaseUnavailab
 if TYPE_CHECKING:
     from autovibe.durable.heartbeats import Heartbeats, Slot
 
-__all__ = ["Durable", "Parked", "contained"]
+__all__ = ["Durable", "Parked", "alive_on", "contained", "place_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ _SCHEMA = "autovibe_durable"
 _APPLICATION_VERSION = "1"  # raise it only with a way to finish the workflows of the version before
 _CONNECTIONS = 8  # of DBOS to the system database
 _PRUNE_SECONDS = 3600.0
+_STALE_SECONDS = 10.0
 _KEPT = timedelta(days=7)  # the journals of workflows that have ended
 
 
@@ -66,6 +67,32 @@ def contained(what: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[
         raise InternalError(text, log_detail=repr(error)) from error
 
 
+def place_of(home: Path, host: str) -> str:
+    """What the executor ids of a home's processes begin with: `<host>-<home id>`."""
+    from autovibe.durable.heartbeats import home_id
+
+    name = re.sub(r"[^a-z0-9-]+", "-", host.lower()).strip("-") or "hub"
+    return f"{name}-{home_id(home)}"
+
+
+def alive_on(url: str) -> dict[str, float]:
+    """The processes alive on a PostgreSQL system database, for who has none of his own. Raises DatabaseUnavailable."""
+    import sqlalchemy as sa
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from autovibe.durable.heartbeats import Heartbeats
+
+    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
+    try:
+        if not sa.inspect(engine).has_table("autovibe_executor", schema=_SCHEMA):
+            return {}
+        return Heartbeats(engine, _SCHEMA, "", _STALE_SECONDS).alive()
+    except SQLAlchemyError as error:
+        raise DatabaseUnavailable("The database does not answer.", log_detail=str(error)) from error
+    finally:
+        engine.dispose()
+
+
 class Durable:
     """One a process at a time.
 
@@ -75,7 +102,14 @@ class Durable:
     """
 
     def __init__(
-        self, url: str, *, home: Path, workers: int, host: str, beat_seconds: float = 2.0, stale_seconds: float = 10.0
+        self,
+        url: str,
+        *,
+        home: Path,
+        workers: int,
+        host: str,
+        beat_seconds: float = 2.0,
+        stale_seconds: float = _STALE_SECONDS,
     ) -> None:
         self._url, self._home, self._workers, self._host = url, home, workers, host
         self._beat_seconds, self._stale_seconds = beat_seconds, stale_seconds
@@ -111,8 +145,7 @@ class Durable:
             self._slot = Slot(self._home)
         except OSError as error:
             raise ConfigurationError(f"The hub cannot take a slot in its home: {error}") from error
-        host = re.sub(r"[^a-z0-9-]+", "-", self._host.lower()).strip("-") or "hub"
-        self.executor_id = f"{host}-{self._slot.home_id}-{self._slot.number}"
+        self.executor_id = f"{place_of(self._home, self._host)}-{self._slot.number}"
         url = sa.make_url(self._url)
         is_sqlite = url.get_backend_name() == "sqlite"
         if not is_sqlite:
@@ -158,6 +191,11 @@ class Durable:
                 log_detail=str(error),
             ) from error
 
+    def await_worker(self) -> None:
+        """Return when a workflow that is started now would find a worker, or when this process closes."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._active < self._workers or self._closing.is_set())
+
     def close(self, timeout_seconds: float = 8.0) -> bool:
         """Stop accepting and park what runs. False when a step ran on past the time-out.
 
@@ -178,6 +216,20 @@ class Durable:
         if is_idle and self._slot is not None:
             self._slot.release()
         return is_idle and not ending.is_alive()
+
+    def alive(self) -> dict[str, float]:
+        """The processes on this system database that are not taken for dead: id, seconds since they were seen.
+
+        Empty before `launch`. Raises DatabaseUnavailable.
+        """
+        from sqlalchemy.exc import SQLAlchemyError
+
+        if self._heartbeats is None:
+            return {}
+        try:
+            return self._heartbeats.alive()
+        except SQLAlchemyError as error:
+            raise DatabaseUnavailable("The system database does not answer.", log_detail=str(error)) from error
 
     # What workflows call
 

@@ -28,7 +28,6 @@ class Slot:
     def __init__(self, home: Path) -> None:
         directory = home / "executors"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.home_id = _home_id(directory)
         for number in range(_SLOTS):
             descriptor = os.open(directory / f"slot-{number}", os.O_RDWR | os.O_CREAT, 0o600)
             try:
@@ -46,8 +45,10 @@ class Slot:
             self._descriptor = -1
 
 
-def _home_id(directory: Path) -> str:
+def home_id(home: Path) -> str:
     """Eight random characters made once a home: two containers with equal host names and paths still differ."""
+    directory = home / "executors"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / "home-id"
     if not path.exists():
         draft = directory / f"home-id.{secrets.token_hex(4)}"
@@ -137,6 +138,12 @@ class Heartbeats:
     def leave(self) -> None:
         """Say that this process ends, so that others adopt what it leaves without waiting."""
         self._mark(sa.literal(0.0))
+
+    def alive(self) -> dict[str, float]:
+        """Every executor that is not taken for dead, with the seconds since it was last seen."""
+        statement = sa.select(self._table.c.executor_id, self._age()).order_by(self._table.c.executor_id)
+        with self._engine.connect() as connection:
+            return {row.executor_id: row.age for row in connection.execute(statement) if row.age < self._stale_seconds}
 
     def claim_dead(self) -> dict[str, str]:
         """The executors this process adopts now: id and the claim to pass to `forget`. Each is won by one process."""

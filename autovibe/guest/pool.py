@@ -13,7 +13,7 @@ import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import paramiko
@@ -142,6 +142,11 @@ class Guests:
     def pull(self, address: Address, path: str, limit: int = 16 << 20, *, user: str = "root") -> bytes:
         """The content of one regular file of at most `limit` bytes; see `files.pull`."""
         return files.pull(self, address, path, limit, user=user)
+
+    def open(self, address: Address) -> tuple[paramiko.Channel, Callable[[], None]]:
+        """A channel for a conversation that goes on, and how to give its place back. Raises GuestUnreachable."""
+        link, channel = self._open(address, time.monotonic() + _OPEN_SECONDS, is_holder=False)
+        return channel, lambda: self._give_back(link)
 
     # The pool
 

@@ -33,6 +33,7 @@ _MOST_BYTES = 1 << 60  # so that sums of sizes fit into a database's integers
 _KINDS = {kind.value.encode(): kind for kind in EntryKind}
 _END = b"."
 _STDERR_KEPT = 4000
+_PINNED_FOR_GOOD = 600.0  # seconds; by then the VM is off
 
 
 @dataclass(frozen=True)
@@ -88,19 +89,27 @@ WORKSPACE = Profile(
 )
 
 
-def hold(guests: Guests, address: Address, *, token: str, watchdog_seconds: float) -> None:
+def hold(guests: Guests, address: Address, *, token: str, watchdog_seconds: float | None) -> None:
     """Freeze what may write and flush, until `release`, or until `watchdog_seconds` are over.
 
+    None is for good: until a release, also one after the VM went on from its saved RAM; new connections work then.
     Idempotent for a token. From now on the Hub talks to the guest over the one connection that stays alive. Raises
     GuestCommandFailed when something cannot be frozen; nothing is frozen then.
     """
-    guests.pin(address, watchdog_seconds)
+    guests.pin(address, _PINNED_FOR_GOOD if watchdog_seconds is None else watchdog_seconds)
     try:
         order = {"do": "hold", "token": token, "watchdog_seconds": watchdog_seconds}
         program.run(guests, address, "hold", order, timeout_seconds=60, is_holder=True)
     except BaseException:
         guests.unpin(address)
         raise
+
+
+def check(guests: Guests, address: Address, token: str) -> bool:
+    """Whether the guest was held without a break so far, which it goes on being."""
+    order = {"do": "check", "token": token}
+    answer = program.run(guests, address, "hold", order, timeout_seconds=60, is_holder=True)
+    return answer.get("held") is True
 
 
 def release(guests: Guests, address: Address, token: str) -> bool:

@@ -12,10 +12,11 @@ from sqlmodel import Session, col, select
 from autovibe import schemas
 from autovibe.domain import Checkpoint, Machine, Operation, Project
 from autovibe.domain.actor import Actor
+from autovibe.domain.checkpoint import details_of
 from autovibe.domain.columns import now
 from autovibe.domain.machine import WANTED_TERMINATED
 from autovibe.errors import Conflict, InvalidRequest
-from autovibe.hub import Hub, diffs
+from autovibe.hub import Hub, diffs, storage_limits
 from autovibe.hub.operations import Accepted, Once, accept
 from autovibe.hub.pages import Cut, cut
 from autovibe.store import rows
@@ -29,7 +30,10 @@ _CHECKPOINTABLE = (MachineStatus.active, MachineStatus.working)
 def create(
     hub: Hub, actor: Actor, machine_uuid: UUID, order: schemas.CheckpointOrder, once: Once | None = None
 ) -> schemas.Checkpoint:
-    """A manual checkpoint of a reachable machine. Raises NotFound, Conflict (state, label taken), InsufficientSpace."""
+    """A manual checkpoint of a reachable machine.
+
+    Raises NotFound, Conflict (state, label taken), LimitExceeded (the project's storage), InsufficientSpace.
+    """
     hub.require_space()
 
     def decide(session: Session, _attempt: int) -> Accepted:
@@ -43,6 +47,7 @@ def create(
                 "checkpointed; that takes a machine that is active or working.",
                 details={"status": machine.status},
             )
+        storage_limits.require_room(session, rows.get(session, Project, machine.project_uuid))
         _require_free_label(session, machine.project_uuid, order.label)
         checkpoint = Checkpoint(
             project_uuid=machine.project_uuid,
@@ -55,7 +60,7 @@ def create(
             node=machine.node,
             vmid=machine.vmid,
             storage=hub.storage,
-            details={"trigger": "request", "actor": actor.name, "machine_type": machine.type},
+            details=details_of("request", machine, actor=actor.name),
         )
         operation = Operation(
             kind=OperationKind.checkpoint,

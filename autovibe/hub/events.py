@@ -4,9 +4,7 @@ A wake-up says "look again" and nothing more, so a watch that is woken twice, or
 learns of new events at once from a commit of its own process, by LISTEN from the other hubs on PostgreSQL, and by a
 short poll from other processes on SQLite.
 
-On PostgreSQL the order of commits is not the order of ids: an event may become visible after one with a higher id. So
-the reader keeps the ids it has not seen below the highest one (gaps) and asks for them until each has come or every
-transaction that was running when the gap was noticed is over, when it can come no more.
+The same thread hands what it read to the `feed`, whose listeners want to know more.
 """
 
 from __future__ import annotations
@@ -15,26 +13,24 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlmodel import Session, col, func, select
 
-from autovibe.domain import Event
 from autovibe.errors import AutovibeError
+from autovibe.hub.arrivals import Reader
+from autovibe.hub.feed import Feed
 from autovibe.store import Store
 from autovibe.store.rows import CHANNEL
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25  # SQLite: how late another process's write is noticed
-_LISTEN_SECONDS = 1.0  # PostgreSQL: how often gaps are looked at while nobody notifies
-_GAP_SECONDS = 2.0  # a gap younger than this is never given up
-_BATCH = 1000
+_PACE_SECONDS = 0.01  # at most so often: a burst of commits is read together
+_LISTEN_SECONDS = 1.0  # PostgreSQL: how often it is looked while nobody notifies
 
 
 class Watch:
@@ -74,6 +70,7 @@ class Events:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._reader = Reader(store)
+        self.feed = Feed(store)
         self._watches: dict[UUID, set[Watch]] = {}
         self._lock = threading.Lock()
         self._nudge = threading.Event()
@@ -89,6 +86,7 @@ class Events:
     def release(self) -> None:
         """Wake everybody for good: the hub is shutting down. Callable from any thread."""
         self.is_closing = True
+        self.feed.close()
         self._nudge.set()
         with self._lock:
             waiting = {watch for watches in self._watches.values() for watch in watches}
@@ -121,14 +119,20 @@ class Events:
 
     def _run(self) -> None:
         listener: _Listener | None = None
+        read_at = 0.0
         while not self.is_closing:
             try:
                 if listener is None and not self._store.is_sqlite:
                     listener = _Listener(self._store)
-                self._wake(self._reader.read())
+                time.sleep(max(0.0, read_at + _PACE_SECONDS - time.monotonic()))
+                read_at = time.monotonic()
+                arrived = self._reader.read()
+                self._wake({event.object_uuid for event in arrived})
+                self.feed.publish(arrived, self._reader.mark)
                 self.is_alive_at = time.monotonic()
                 if listener is not None:
-                    listener.wait(_LISTEN_SECONDS)
+                    seconds = self._reader.seconds_to_wait
+                    listener.wait(_LISTEN_SECONDS if seconds is None else seconds)
                 else:
                     self._nudge.wait(_POLL_SECONDS)
                     self._nudge.clear()
@@ -147,71 +151,6 @@ class Events:
             waiting = {watch for uuid in objects for watch in self._watches.get(uuid, ())}
         for watch in waiting:
             watch.wake()
-
-
-class Reader:
-    """Reads every event once, in spite of commits that come out of order. Starts behind the newest event."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._position: int | None = None
-        self._gaps: dict[int, tuple[float, int]] = {}  # id -> (noticed at, first transaction id not yet given then)
-
-    def read(self) -> set[UUID]:
-        """The objects of the events that became visible since the last call; at the first call, none."""
-        found: set[UUID] = set()
-        with self._store.reading() as session:
-            if self._position is None:
-                self._position = session.exec(select(func.max(Event.id))).one() or 0
-                if not self._store.is_sqlite:  # what is being written right now may come in below it
-                    self._notice(session, range(max(self._position - _BATCH, 0) + 1, self._position + 1))
-                    self._fill(session)
-                return found
-            while True:
-                rows = self._after(session, self._position)
-                found |= {uuid for _, uuid in rows}
-                if not rows:
-                    break
-                if not self._store.is_sqlite:
-                    seen = {identifier for identifier, _ in rows}
-                    missing = [i for i in range(self._position + 1, rows[-1][0]) if i not in seen]
-                    self._notice(session, missing)
-                self._position = rows[-1][0]
-                if len(rows) < _BATCH:
-                    break
-            if self._gaps:
-                found |= self._fill(session)
-        return found
-
-    @staticmethod
-    def _after(session: Session, position: int) -> list[tuple[int, UUID]]:
-        statement = select(Event.id, Event.object_uuid).where(col(Event.id) > position)
-        statement = statement.order_by(col(Event.id)).limit(_BATCH)
-        return [(identifier, uuid) for identifier, uuid in session.exec(statement) if identifier is not None]
-
-    def _notice(self, session: Session, missing: Iterable[int]) -> None:
-        identifiers = list(missing)
-        if identifiers:
-            next_transaction = _snapshot(session, "xmax")
-            self._gaps.update({identifier: (time.monotonic(), next_transaction) for identifier in identifiers})
-
-    def _fill(self, session: Session) -> set[UUID]:
-        oldest_running = _snapshot(session, "xmin")
-        statement = select(Event.id, Event.object_uuid).where(col(Event.id).in_(list(self._gaps)))
-        found = set()
-        for identifier, uuid in session.exec(statement):
-            found.add(uuid)
-            self._gaps.pop(identifier or 0, None)
-        latest = time.monotonic() - _GAP_SECONDS
-        for identifier, (noticed, next_transaction) in list(self._gaps.items()):
-            if noticed < latest and oldest_running >= next_transaction:
-                del self._gaps[identifier]
-        return found
-
-
-def _snapshot(session: Session, end: str) -> int:
-    """`xmin`: the oldest transaction that runs. `xmax`: the first that had not begun. As this transaction sees it."""
-    return int(session.execute(text(f"SELECT pg_snapshot_{end}(pg_current_snapshot())::text")).scalar_one())
 
 
 class _Listener:

@@ -38,9 +38,10 @@ class Watchtower:
         self._asked_at = float("-inf")
         self._answer = schemas.ServiceHealth(status="degraded", message="Not asked yet.")
         self._utilization: float | None = None
+        self.node: read.NodeStatus | None = None  # as the last answer had it
 
     def look(self, hub: Hub) -> tuple[schemas.ServiceHealth, float | None]:
-        """How Proxmox is, and its utilization in percent where it says."""
+        """How Proxmox is, and where it says so the utilization of its node in percent: of what is nearest its end."""
         with self._lock:
             if time.monotonic() - self._asked_at < _KEEP_SECONDS:
                 return self._answer, self._utilization
@@ -55,20 +56,20 @@ class Watchtower:
             if not is_fresh and not is_known:
                 self._asked_at = time.monotonic()
                 self._answer = schemas.ServiceHealth(status="unhealthy", message="The Proxmox API does not answer.")
-                self._utilization = None
+                self._utilization = self.node = None
             return self._answer, self._utilization
 
     def _ask(self, hub: Hub) -> None:
         answer = schemas.ServiceHealth(status="unhealthy", message="The question to Proxmox broke off.")
-        utilization = None
+        utilization = node = None
         start = time.perf_counter()
         try:
             version = read.version(hub.proxmox)
             latency = round((time.perf_counter() - start) * 1000, 1)
             answer = schemas.ServiceHealth(status="healthy", message=f"Proxmox VE {version}.", latency_ms=latency)
             node = read.node_status(hub.proxmox)
-            free = (_share(node.memory_free, node.memory_total), _share(node.disk_free, node.disk_total))
-            utilization = round(100 * (1 - min(free)), 1)
+            free = (_share(node.memory_free, node.memory_total), _share(node.disk_free, node.disk_total), 1 - node.cpu)
+            utilization = round(100 * (1 - max(min(free), 0.0)), 1)
         except AutovibeError as error:
             logger.info("The health check found Proxmox in trouble: %s %s", error.message, error.log_detail)
             is_silent = isinstance(error, HypervisorUnavailable)
@@ -78,7 +79,7 @@ class Watchtower:
             )
         finally:
             with self._lock:
-                self._answer, self._utilization = answer, utilization
+                self._answer, self._utilization, self.node = answer, utilization, node
                 self._asked_at = time.monotonic()
                 self._is_asking = False
                 self._fresh.set()

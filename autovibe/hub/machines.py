@@ -12,26 +12,26 @@ Each verb decides on the machine's row, which is also its lock:
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlmodel import Session, col, func, select
 
 from autovibe import schemas
-from autovibe.domain import Allotment, Checkpoint, Machine, Operation, Project
+from autovibe.domain import Account, Allotment, Checkpoint, Machine, Operation
 from autovibe.domain.actor import Actor
+from autovibe.domain.budget import LIFE, Scope
 from autovibe.domain.columns import now
 from autovibe.domain.machine import WANTED_TERMINATED
 from autovibe.domain.machine_type import machine_type
-from autovibe.errors import Conflict, InvalidRequest, LimitExceeded
+from autovibe.errors import Conflict
 from autovibe.guest import Address, Script
-from autovibe.hub import Hub, files
+from autovibe.hub import Hub, files, rules, spawning
 from autovibe.hub.operations import Accepted, Once, accept, unfinished
 from autovibe.hub.pages import Cut, cut
 from autovibe.store import rows
-from autovibe.types import CheckpointStatus, MachineStatus, Money, OperationKind, ProjectStatus
+from autovibe.types import MICROS, CheckpointStatus, MachineStatus, Money, OperationKind, Resource
 from autovibe.workflows import steps_of
 
 _STOPPABLE = (MachineStatus.active, MachineStatus.working, MachineStatus.paused, MachineStatus.budget_blocked)
@@ -42,16 +42,23 @@ _EXEC_STDIO_LIMIT = 1 << 20
 def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None = None) -> schemas.Machine:
     """A machine of the order's project, from the checkpoint it names or the project's current one.
 
-    Raises InvalidRequest, NotFound, Conflict (name taken, checkpoint not ready), LimitExceeded (no vmid is free),
-    InsufficientSpace.
+    It holds the tail and a first slice of its project's budgets from now on. Raises InvalidRequest, NotFound, Conflict
+    (name taken, checkpoint not ready), LimitExceeded (budgets, machines at a time, vmids), InsufficientSpace; nothing
+    is recorded then.
     """
+    rules.require_project(actor, order.project_uuid)
     kind = machine_type(order.type)
     placed = files.check(order.file_modifications)
+    limits = spawning.constraints(order.resource_constraints, hub.ledger.currency)
     hub.require_space()
+    base = spawning.base_of(hub, kind)
+
+    made: list[schemas.Machine] = []  # what a repeat has not: its machine is asked for
 
     def decide(session: Session, attempt: int) -> Accepted:
-        project = rows.get(session, Project, order.project_uuid)
-        checkpoint = _origin(session, project, order.checkpoint_uuid)
+        project = spawning.project_of(session, order.project_uuid)
+        spawning.require_active(project)
+        checkpoint = spawning.origin(session, project, order.checkpoint_uuid)
         machine = Machine(
             name="",
             type=kind.name,
@@ -60,11 +67,14 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
             prompt=order.prompt or None,
             file_modifications=placed,
             node=hub.node,
-            vmid=_free_vmid(session, hub.vmids, attempt),
+            vmid=spawning.free_vmid(session, hub.vmids, attempt),
             progress="Waiting to be started.",
-            **_constraints(order.resource_constraints),
+            **limits,
         )
-        machine.name = _free_name(session, machine, order.name)
+        machine.name = spawning.free_name(session, machine, order.name)
+        spawning.appraise(hub, machine, kind, spawning.disk_gb(session, project, checkpoint, kind), base)
+        for refusal in spawning.limits(hub, session, project):
+            raise refusal
         operation = Operation(
             kind=OperationKind.spawn,
             steps=steps_of(OperationKind.spawn),
@@ -74,83 +84,29 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
             order={"checkpoint_uuid": str(checkpoint.uuid)},
         )
         machine.operation_uuid = operation.uuid
+        hub.ledger.reserve_machine(session, machine, hub.tail_seconds)
         session.add_all([machine, operation, Allotment(vmid=machine.vmid or 0, owner_uuid=machine.uuid)])
         _changed(session, machine, actor)
+        made[:] = [_wire(machine, 0, {})]
         return Accepted(machine.uuid, operation)
 
-    return show(hub, accept(hub, actor, once, "machine", decide))
+    uuid = accept(hub, actor, once, "machine", decide)
+    return made[0] if made and made[0].uuid == uuid else show(hub, uuid)
 
 
 def spawn_from(
     hub: Hub, actor: Actor, checkpoint: UUID, order: schemas.SpawnFromCheckpointOrder, once: Once | None = None
 ) -> schemas.Machine:
     """A machine of the checkpoint's own project. Raises as `spawn` does."""
+    return spawn(hub, actor, order_from(hub, checkpoint, order), once)
+
+
+def order_from(hub: Hub, checkpoint: UUID, order: schemas.SpawnFromCheckpointOrder) -> schemas.MachineOrder:
+    """The order with the checkpoint and its project. Raises NotFound."""
     with hub.store.reading() as session:
         project = rows.get(session, Checkpoint, checkpoint).project_uuid
     fields = {name: getattr(order, name) for name in type(order).model_fields}
-    return spawn(hub, actor, schemas.MachineOrder(**fields, project_uuid=project, checkpoint_uuid=checkpoint), once)
-
-
-def _origin(session: Session, project: Project, wanted: UUID | None) -> Checkpoint:
-    if project.status != ProjectStatus.active:
-        raise Conflict(f"Project '{project.name}' is {project.status}; machines are spawned in active projects only.")
-    uuid = wanted or project.current_checkpoint_uuid
-    if uuid is None:
-        raise Conflict(f"Project '{project.name}' has no current checkpoint; name one in 'checkpoint_uuid'.")
-    checkpoint = rows.get(session, Checkpoint, uuid)
-    if checkpoint.project_uuid != project.uuid:
-        raise InvalidRequest(
-            f"Checkpoint '{checkpoint.uuid}' belongs to another project; name one of project '{project.name}'.",
-            details={"field": "checkpoint_uuid"},
-        )
-    if checkpoint.status != CheckpointStatus.ready:
-        raise Conflict(f"Checkpoint '{checkpoint.uuid}' is {checkpoint.status}; only a ready one can be spawned from.")
-    return checkpoint
-
-
-def _constraints(given: schemas.ResourceConstraints) -> dict[str, Any]:
-    money = given.max_money.to_money() if given.max_money is not None else None
-    return {
-        "max_money_micros": money.micros if money is not None else None,
-        "currency": money.currency if money is not None else "USD",
-        "max_time_minutes": given.max_time_minutes,
-        "max_api_calls": given.max_api_calls,
-    }
-
-
-def _free_name(session: Session, machine: Machine, wanted: str | None) -> str:
-    def is_taken(name: str) -> bool:
-        statement = select(Machine.uuid).where(Machine.name == name, col(Machine.ended_at).is_(None))
-        return session.exec(statement).first() is not None
-
-    if wanted is not None:
-        if is_taken(wanted):
-            raise Conflict(f"There is already a machine '{wanted}'; choose another name.", details={"field": "name"})
-        return wanted
-    kind = machine.type.replace("_", "-")
-    name = f"{kind}-{machine.uuid.hex[:4]}"
-    while is_taken(name):
-        name = f"{kind}-{secrets.token_hex(4)}"
-    return name
-
-
-def _free_vmid(session: Session, vmids: range, attempt: int) -> int:
-    """The lowest free vmid; after a collision one of the lowest few at random, so that many spawns part quickly."""
-    statement = select(Allotment.vmid).where(Allotment.vmid >= vmids.start, Allotment.vmid < vmids.stop)
-    taken = set(session.exec(statement))
-    free: list[int] = []
-    for vmid in vmids:
-        if vmid not in taken:
-            free.append(vmid)
-            if len(free) > 2 * attempt:
-                break
-    if not free:
-        raise LimitExceeded(
-            f"Every vmid from {vmids.start} to {vmids.stop - 1} is taken; terminate machines, or widen the range by "
-            "the settings 'vmid_first' and 'vmid_last'.",
-            details={"vmid_first": vmids.start, "vmid_last": vmids.stop - 1},
-        )
-    return secrets.choice(free)
+    return schemas.MachineOrder(**fields, project_uuid=project, checkpoint_uuid=checkpoint)
 
 
 def terminate(hub: Hub, actor: Actor, uuid: UUID, order: schemas.TerminateOrder, once: Once | None = None) -> UUID:
@@ -216,6 +172,7 @@ def can_exec(hub: Hub, uuid: UUID) -> bool:
         MachineStatus.spawning: " It is not reachable yet; wait until it is active.",
         MachineStatus.terminated: " Spawn a new one, for example from its last checkpoint.",
         MachineStatus.failed: " Its 'error_message' says why; spawn a new one.",
+        MachineStatus.budget_blocked: " It has reached a limit; raise that, and resume it.",
     }.get(MachineStatus(machine.status), "")
     raise Conflict(
         f"Machine '{machine.name}' is {machine.status} and cannot run commands.{remedy}",
@@ -285,6 +242,7 @@ def show_terminated(hub: Hub, uuid: UUID) -> tuple[schemas.TerminateReply, bool]
 
 def index(
     hub: Hub,
+    actor: Actor,
     part: Cut,
     *,
     statuses: Sequence[MachineStatus] = (),
@@ -293,6 +251,7 @@ def index(
 ) -> schemas.MachinePage:
     """Last spawned first; ties by uuid."""
     statement = select(Machine)
+    project = rules.own_project(actor, project)
     if statuses:
         statement = statement.where(col(Machine.status).in_(list(statuses)))
     if project is not None:
@@ -305,22 +264,24 @@ def index(
 
 
 def _shown(session: Session, machines: Sequence[Machine]) -> list[schemas.Machine]:
-    statement: Any = (
+    uuids = [machine.uuid for machine in machines]
+    checkpoints: Any = (
         select(Checkpoint.machine_uuid, func.count())
-        .where(
-            col(Checkpoint.machine_uuid).in_([m.uuid for m in machines]), Checkpoint.status == CheckpointStatus.ready
-        )
+        .where(col(Checkpoint.machine_uuid).in_(uuids), Checkpoint.status == CheckpointStatus.ready)
         .group_by(col(Checkpoint.machine_uuid))
     )
-    counts: dict[UUID, int] = dict(session.exec(statement).all())
-    return [_wire(machine, counts.get(machine.uuid, 0)) for machine in machines]
+    counts: dict[UUID, int] = dict(session.exec(checkpoints).all())
+    accounts = select(Account.owner_uuid, Account.resource, Account.used_micros).where(
+        Account.scope == Scope.machine, col(Account.owner_uuid).in_(uuids), Account.period == LIFE
+    )
+    used: dict[UUID, dict[str, int]] = {uuid: {} for uuid in uuids}
+    for uuid, resource, amount in session.exec(accounts).all():
+        used[uuid][resource] = amount
+    return [_wire(machine, counts.get(machine.uuid, 0), used[machine.uuid]) for machine in machines]
 
 
-def _wire(machine: Machine, checkpoints: int) -> schemas.Machine:
+def _wire(machine: Machine, checkpoints: int, used: Mapping[str, int]) -> schemas.Machine:
     money = machine.max_money_micros
-    minutes = None
-    if machine.running_at is not None:
-        minutes = round(((machine.ended_at or now()) - machine.running_at).total_seconds() / 60, 3)
     shown = {name: getattr(machine, name) for name in _SAME}
     return schemas.Machine(
         **shown,
@@ -330,8 +291,29 @@ def _wire(machine: Machine, checkpoints: int) -> schemas.Machine:
             max_time_minutes=machine.max_time_minutes,
             max_api_calls=machine.max_api_calls,
         ),
-        resource_usage=schemas.ResourceUsage(time_minutes=schemas.Usage(actual=minutes)),
+        resource_usage=_usage(machine, used),
         checkpoint_count=checkpoints,
+    )
+
+
+def _usage(machine: Machine, used: Mapping[str, int]) -> schemas.ResourceUsage:
+    """What was estimated, and what the ledger has charged the machine with until `metered_at`."""
+    expected = machine.estimate or {}
+
+    def estimated(name: str) -> float | None:
+        return float(expected[name]["value"]) if name in expected else None
+
+    money = estimated("money_micros")
+    return schemas.ResourceUsage(
+        money=schemas.MoneyUsage(
+            estimated=None if money is None else schemas.MoneyAmount.of(Money(int(money), machine.currency)),
+            actual=schemas.MoneyAmount.of(Money(used.get(Resource.money, 0), machine.currency)),
+        ),
+        time_minutes=schemas.Usage(
+            estimated=estimated("time_minutes"), actual=round(used.get(Resource.time_hours, 0) * 60 / MICROS, 3)
+        ),
+        api_calls=schemas.Usage(estimated=estimated("api_calls"), actual=used.get(Resource.api_calls, 0) / MICROS),
+        cpu_hours=schemas.Usage(estimated=estimated("cpu_hours"), actual=used.get(Resource.cpu_hours, 0) / MICROS),
     )
 
 

@@ -4,7 +4,7 @@
 
     decide(session, attempt) -> Accepted     in one transaction, together with the row of the Idempotency-Key
     commit
-    workflows.start(operation)               a hub killed before this leaves an accepted operation for upkeep
+    workflows.start_soon(operation)          a hub killed before this leaves an accepted operation for upkeep
 
 Names, vmids, labels and keys are unique columns. Two orders that meet on one of them are told apart by the database:
 the one that comes second is decided again from the top, and then sees the first one's row.
@@ -25,9 +25,9 @@ from sqlmodel import Session, col, select
 from autovibe import schemas
 from autovibe.domain import IdempotencyKey, Operation
 from autovibe.domain.actor import Actor
-from autovibe.errors import Conflict, DatabaseUnavailable, IdempotencyMismatch
+from autovibe.errors import Conflict, IdempotencyMismatch
 from autovibe.hub import Hub
-from autovibe.store import rows
+from autovibe.store import rows, trail
 from autovibe.types import OperationKind
 
 logger = logging.getLogger(__name__)
@@ -64,17 +64,15 @@ def accept(hub: Hub, actor: Actor, once: Once | None, kind: str, decide: Callabl
             logger.debug("Two orders met on a unique column; deciding again: %s", error.orig)
             time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311 - no secret
             continue
+        except Conflict:
+            # The same request may have been accepted since this one looked for it, and be what stands in its way.
+            if once is None or (repeated := _accepted(hub, actor, once, kind)) is None:
+                raise
+            return repeated
         if start is not None:
-            _start(hub, *start)
+            hub.workflows.start_soon(*start)
         return accepted
     raise Conflict("Too many requests compete for the same name or id; try again.")
-
-
-def _start(hub: Hub, operation: UUID, kind: OperationKind) -> None:
-    try:
-        hub.workflows.start(operation, kind)
-    except DatabaseUnavailable as error:  # the order stands; upkeep starts it
-        logger.warning("Operation %s is accepted and starts later: %s %s", operation, error.message, error.log_detail)
 
 
 def _decide(
@@ -89,10 +87,11 @@ def _decide(
         if once is not None and (repeated := _repeated(session, actor, once, kind)) is not None:
             return repeated, None
         accepted = decide(session, attempt)
+        trail.note(kind, accepted.object_uuid)
         if once is not None:
             session.add(
                 IdempotencyKey(
-                    actor=actor.name,
+                    actor=actor.identity,
                     key=once.key,
                     request_hash=once.request_hash,
                     object_kind=kind,
@@ -105,8 +104,13 @@ def _decide(
     return accepted.object_uuid, start
 
 
+def _accepted(hub: Hub, actor: Actor, once: Once, kind: str) -> UUID | None:
+    with hub.store.reading() as session:
+        return _repeated(session, actor, once, kind)
+
+
 def _repeated(session: Session, actor: Actor, once: Once, kind: str) -> UUID | None:
-    row = session.get(IdempotencyKey, (actor.name, once.key))
+    row = session.get(IdempotencyKey, (actor.identity, once.key))
     if row is None:
         return None
     if row.request_hash != once.request_hash or row.object_kind != kind:

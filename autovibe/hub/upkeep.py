@@ -2,7 +2,16 @@
 
     orders    accepted operations that nobody started (the hub died between commit and start)      every 2 s
     prompts   machines that work: their output is kept, the end of the prompt is recorded          every 0.4 s
-    pruning   events, idempotency keys that are too old to be asked for                            every hour
+    metering  machines whose VM runs: what they use is charged, at a limit they are blocked        when one is due
+    brakes    machines near their limit: their guests wait for the word to freeze                  every 2 s
+    samples   what the hypervisor says of the VMs, for that                                        every 10 s
+    resuming  machines that a daily limit blocked and allows again                                 every 5 s
+    adoption  machines that run since before there were budgets                                    every 10 s
+    storage   projects whose checkpoints take more than they may                                   every 30 s
+    keys      which API keys were used                                                             every 10 s
+    pruning   events, idempotency keys, audit lines that are too old to be asked for               every hour
+    lab       experiments of this home: started, started again when they died, ended                every 1 s
+    itself    the Hub's daily checkpoint, those that are kept no longer, its API's counts          every minute
 
 Every hub process runs them all. A prompt is followed by one process at a time: it claims the machine for a while by a
 compare-and-set, and another process takes over when the claim runs out.
@@ -20,10 +29,12 @@ from uuid import UUID
 
 from sqlmodel import col, delete, func, or_, select, update
 
-from autovibe.domain import Event, IdempotencyKey, Machine, Operation
+from autovibe.domain import ApiKey, AuditEntry, Event, IdempotencyKey, Machine, Operation, RateLease, trace
 from autovibe.domain.columns import now
 from autovibe.errors import AutovibeError
-from autovibe.hub import Hub, output
+from autovibe.hub import Hub, adoption, backups, blocking, metering, output, storage_limits
+from autovibe.hub.laboratory import Laboratory
+from autovibe.hub.limits import old_leases
 from autovibe.store import rows
 from autovibe.types import MachineStatus, OperationStatus
 
@@ -31,7 +42,16 @@ logger = logging.getLogger(__name__)
 
 ORDERS_SECONDS = 2.0
 PROMPTS_SECONDS = 0.4
+METERING_SECONDS = 0.02  # beside those until the next machine is due
+BRAKES_SECONDS = 2.0
+SAMPLES_SECONDS = 10.0
+RESUMING_SECONDS = 5.0
+STORAGE_SECONDS = 30.0
+ADOPTION_SECONDS = 10.0
 PRUNING_SECONDS = 3600.0
+KEYS_SECONDS = 10.0
+ITSELF_SECONDS = 60.0
+LAB_SECONDS = 1.0
 FORGOTTEN_AFTER = timedelta(seconds=5)  # an accepted operation that is older was not started by who accepted it
 CLAIM = timedelta(seconds=30)
 RENEWED_BELOW = timedelta(seconds=15)
@@ -53,12 +73,24 @@ class Upkeep:
         self._threads: list[threading.Thread] = []
         self._followers = ThreadPoolExecutor(_FOLLOWERS, thread_name_prefix="prompt")
         self._following: dict[UUID, Future[None]] = {}
+        self._samples = metering.Samples()
+        self._laboratory = Laboratory(hub)
         self._rests: dict[UUID, tuple[float, float]] = {}  # machine -> (how long, until when by time.monotonic())
 
     def start(self) -> None:
         self._begin("orders", ORDERS_SECONDS, lambda: start_forgotten(self._hub))
         self._begin("prompts", PROMPTS_SECONDS, self._follow_prompts)
+        self._begin("metering", METERING_SECONDS, self._meter)
+        self._begin("brakes", BRAKES_SECONDS, lambda: metering.get_ready(self._hub))
+        self._begin("samples", SAMPLES_SECONDS, lambda: self._samples.take(self._hub))
+        self._begin("resuming", RESUMING_SECONDS, lambda: blocking.resume_allowed(self._hub))
+        self._begin("adoption", ADOPTION_SECONDS, lambda: adoption.adopt(self._hub))
+        self._begin("storage", STORAGE_SECONDS, lambda: storage_limits.enforce(self._hub))
+        self._begin("keys", KEYS_SECONDS, self._hub.keys.settle)
         self._begin("pruning", PRUNING_SECONDS, lambda: prune(self._hub))
+        self._begin("traffic", ITSELF_SECONDS, lambda: self._hub.tally.flush(self._hub.store, self._hub.name))
+        self._begin("lab", LAB_SECONDS, self._laboratory.look_after)
+        self._begin("itself", ITSELF_SECONDS, lambda: look_after_itself(self._hub))
 
     def close(self) -> None:
         """Stop soon; a pass under way is left to itself, since every pass may break off anywhere."""
@@ -66,8 +98,11 @@ class Upkeep:
         for thread in self._threads:
             thread.join(timeout=1)
         self._followers.shutdown(wait=False, cancel_futures=True)
+        self._laboratory.close()
         try:
             release(self._hub)
+            if self._hub.name:
+                self._hub.tally.flush(self._hub.store, self._hub.name)
         except AutovibeError as error:  # the database may be what is gone; the claims then run out by themselves
             logger.warning("The prompts this process followed are free for others later: %s", error)
 
@@ -78,6 +113,7 @@ class Upkeep:
 
     def _repeat(self, name: str, seconds: float, do: Callable[[], None]) -> None:
         failures = 0
+        trace.actor.set("upkeep")
         while not self._closing.is_set():
             try:
                 do()
@@ -88,6 +124,9 @@ class Upkeep:
                 if failures == 1 or not is_known:
                     logger.warning("Upkeep of %s failed and goes on: %s", name, error, exc_info=not is_known)
             self._closing.wait(min(seconds * 2 ** min(failures, 6), max(seconds, 30.0)))
+
+    def _meter(self) -> None:
+        self._closing.wait(metering.meter(self._hub, self._samples))
 
     def _follow_prompts(self) -> None:
         """Have each working machine that is free for it followed for a moment, a few at a time."""
@@ -100,6 +139,10 @@ class Upkeep:
                 self._following[uuid] = self._followers.submit(self._follow, uuid)
 
     def _follow(self, uuid: UUID) -> None:
+        with trace.about(machine_uuid=uuid):
+            self._follow_one(uuid)
+
+    def _follow_one(self, uuid: UUID) -> None:
         rest = self._rests.get(uuid, (0.0, 0.0))[0]
         try:
             for _ in range(_ROUNDS):
@@ -124,7 +167,8 @@ def start_forgotten(hub: Hub) -> None:
         )
         forgotten = [(row.uuid, row.kind) for row in session.exec(statement.order_by(col(Operation.created_at)))]
     for uuid, kind in forgotten:
-        hub.workflows.start(uuid, kind)
+        with trace.about(operation=uuid):
+            hub.workflows.start_forgotten(uuid, kind)
 
 
 def working(hub: Hub) -> list[UUID]:
@@ -177,9 +221,19 @@ def release(hub: Hub) -> None:
         session.exec(update(Machine).where(col(Machine.watched_by) == hub.name).values(watched_until=now()))
 
 
+def look_after_itself(hub: Hub) -> None:
+    """Make the Hub's checkpoint of the day, and delete those that are kept no longer."""
+    backups.create_daily(hub)
+    backups.prune(hub)
+
+
 def prune(hub: Hub) -> None:
     """Delete what nobody can ask for any more. The newest event stays: SQLite would use its id again."""
     with hub.store.transaction() as session:
         newest = session.exec(select(func.max(Event.id))).one() or 0
         session.exec(delete(Event).where(col(Event.created_at) < now() - EVENTS_KEPT, col(Event.id) < newest))
         session.exec(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < now() - KEYS_KEPT))
+        session.exec(delete(RateLease).where(old_leases()))
+        last = now() - timedelta(days=hub.audit_days)
+        session.exec(delete(AuditEntry).where(col(AuditEntry.created_at) < last))
+        session.exec(delete(ApiKey).where(col(ApiKey.machine_uuid).is_not(None), col(ApiKey.revoked_at) < last))

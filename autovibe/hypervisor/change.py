@@ -104,8 +104,22 @@ def shutdown(px: Proxmox, vmid: int, *, timeout_seconds: int = 60, force: bool =
     )
 
 
-def snapshot(px: Proxmox, vmid: int, name: str, description: str = "") -> str | None:
-    """Snapshot the disks (no RAM). A finished snapshot of that name counts as ours: names hold a uuid."""
+def pause(px: Proxmox, vmid: int) -> str | None:
+    """Hold the VM's processors still; one that is not running is left alone."""
+
+    def attempt() -> str | None:
+        if not _existing(px, vmid).is_running:
+            return None
+        return _upid(px.change("post", _path(px, vmid, "status/suspend")))
+
+    return once_more(attempt)
+
+
+def snapshot(px: Proxmox, vmid: int, name: str, description: str = "", *, with_ram: bool = False) -> str | None:
+    """Snapshot the disks, and the RAM of a running VM where asked.
+
+    A finished snapshot of that name counts as ours: names hold a uuid.
+    """
 
     def attempt() -> str | None:
         vm = _existing(px, vmid)
@@ -117,7 +131,8 @@ def snapshot(px: Proxmox, vmid: int, name: str, description: str = "") -> str | 
             raise NotYet(f"VM {vmid} is locked ({vm.lock})")
         if is_listed:
             return None
-        return _upid(px.change("post", _path(px, vmid, "snapshot"), snapname=name, description=description or None))
+        options = {"snapname": name, "description": description or None, "vmstate": with_ram or None}
+        return _upid(px.change("post", _path(px, vmid, "snapshot"), **options))
 
     return once_more(attempt)
 

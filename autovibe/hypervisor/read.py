@@ -19,11 +19,12 @@ from autovibe.hypervisor import Proxmox, is_lock, says
 IMAGE_TAG = "autovibe-image"
 _OWNER = re.compile(r"^autovibe (?P<uuid>[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$")
 _LOG_LINES = 12
+_GB = 1 << 30
 _GOOD_ENDING = re.compile(r"^(OK|WARNINGS: \d+)$")
 
 
 class NodeStatus(NamedTuple):
-    """Sizes in bytes, `uptime` in seconds; `memory_free` is what the node says is available."""
+    """Sizes in bytes, `uptime` in seconds, `cpu` from 0 to 1; `memory_free` is what the node says is available."""
 
     name: str
     version: str
@@ -34,10 +35,11 @@ class NodeStatus(NamedTuple):
     disk_total: int
     disk_free: int
     uptime: int
+    cpu: float
 
 
 class VM(NamedTuple):
-    """`status` is running or stopped; `lock` is "" while nothing holds the VM."""
+    """`status` is running or stopped; `lock` is "" while nothing holds the VM; `disk_gb` as in `VMUsage`."""
 
     vmid: int
     name: str
@@ -45,10 +47,21 @@ class VM(NamedTuple):
     is_template: bool
     tags: tuple[str, ...]
     lock: str
+    disk_gb: float = 0.0
 
     @property
     def is_running(self) -> bool:
         return self.status == "running"
+
+
+class VMUsage(NamedTuple):
+    """A running VM: its size (GB of 2**30 bytes, as Proxmox counts them), and how many of its cores are busy."""
+
+    vmid: int
+    cpu: float
+    cores: int
+    memory_gb: float
+    disk_gb: float
 
 
 class Snapshot(NamedTuple):
@@ -88,6 +101,7 @@ def node_status(px: Proxmox) -> NodeStatus:
         disk_total=int(disk.get("total", 0)),
         disk_free=int(disk.get("avail", disk.get("free", 0))),
         uptime=int(found.get("uptime", 0)),
+        cpu=float(found.get("cpu", 0.0)),
     )
 
 
@@ -98,6 +112,21 @@ def vms(px: Proxmox) -> list[VM]:
 
 def find_vm(px: Proxmox, vmid: int) -> VM | None:
     return next((vm for vm in vms(px) if vm.vmid == vmid), None)
+
+
+def usage(px: Proxmox) -> list[VMUsage]:
+    """Every running VM of the node, in one call."""
+    return [
+        VMUsage(
+            vmid=int(found["vmid"]),
+            cpu=float(found.get("cpu") or 0.0) * int(found.get("cpus") or 1),
+            cores=int(found.get("cpus") or 1),
+            memory_gb=int(found.get("maxmem") or 0) / _GB,
+            disk_gb=int(found.get("maxdisk") or 0) / _GB,
+        )
+        for found in px.get(f"nodes/{px.node}/qemu")
+        if found.get("status") == "running"
+    ]
 
 
 def config(px: Proxmox, vmid: int) -> dict[str, Any]:
@@ -282,6 +311,7 @@ def _vm(found: dict[str, Any]) -> VM:
         is_template=bool(int(found.get("template") or 0)),
         tags=tuple(tag for tag in re.split(r"[;, ]+", str(found.get("tags") or "")) if tag),
         lock=str(found.get("lock") or ""),
+        disk_gb=int(found.get("maxdisk") or 0) / _GB,
     )
 
 

@@ -30,9 +30,13 @@ class Checkpoints:
         path = f"/projects/{canonical(project_uuid)}/checkpoints"
         return self._connection.get(schemas.CheckpointPage, path, type=type, limit=limit, offset=offset)
 
-    def each(self, project_uuid: UUID | str) -> Iterator[schemas.Checkpoint]:
+    def each(
+        self, project_uuid: UUID | str, *, type: CheckpointType | str | None = None
+    ) -> Iterator[schemas.Checkpoint]:
         """Every checkpoint of a project, newest first, page by page."""
-        return each(lambda offset: self.list(project_uuid, limit=200, offset=offset), lambda page: page.checkpoints)
+        return each(
+            lambda offset: self.list(project_uuid, type=type, limit=200, offset=offset), lambda page: page.checkpoints
+        )
 
     def get(
         self, uuid: UUID | str, *, include_manifest: bool = False, limit: int | None = None, cursor: str | None = None
@@ -63,17 +67,41 @@ class Checkpoints:
         watch: Watch | None = None,
     ) -> schemas.Machine:
         """Spawn a machine from this checkpoint, in the checkpoint's project."""
-        body = order(
-            schemas.SpawnFromCheckpointOrder,
-            type=type,
-            prompt=prompt,
-            file_modifications=dict(file_modifications) if file_modifications else None,
-            resource_constraints=resource_constraints,
-            name=name,
-        )
+        body = _order(type, prompt, file_modifications, resource_constraints, name)
         machine = self._connection.post(schemas.Machine, f"/checkpoints/{canonical(uuid)}/spawn", body)
         return self._machines.wait(machine.uuid, watch=watch) if wait else machine
+
+    def plan(
+        self,
+        uuid: UUID | str,
+        *,
+        type: str = "shell",
+        prompt: str | None = None,
+        file_modifications: Files | None = None,
+        resource_constraints: schemas.ResourceConstraints | None = None,
+        name: str | None = None,
+    ) -> schemas.SpawnPlan:
+        """What such a spawn would use, how it would be cloned, and all that stands against it; nothing is done."""
+        body = _order(type, prompt, file_modifications, resource_constraints, name)
+        return self._connection.post(schemas.SpawnPlan, f"/checkpoints/{canonical(uuid)}/spawn?dry_run=true", body)
 
     def diff(self, base: UUID | str, target: UUID | str) -> schemas.Diff:
         """What changed from `base` to `target`, each list sorted by path."""
         return self._connection.get(schemas.Diff, f"/checkpoints/{canonical(base)}/diff/{canonical(target)}")
+
+
+def _order(
+    type: str,
+    prompt: str | None,
+    file_modifications: Files | None,
+    resource_constraints: schemas.ResourceConstraints | None,
+    name: str | None,
+) -> schemas.SpawnFromCheckpointOrder:
+    return order(
+        schemas.SpawnFromCheckpointOrder,
+        type=type,
+        prompt=prompt,
+        file_modifications=dict(file_modifications) if file_modifications else None,
+        resource_constraints=resource_constraints,
+        name=name,
+    )

@@ -2,7 +2,8 @@
 
 A connection that is lost is tried again with growing pauses, at most `ATTEMPTS` times, where that is harmless: reads,
 and every POST that makes something, since it carries an Idempotency-Key that stays the same over its attempts. A POST
-that is not repeatable (`exec`) is sent again only when it cannot have arrived.
+that is not repeatable (`exec`) is sent again only when it cannot have arrived. A request above the rate limit waits for
+its turn.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from pydantic import BaseModel, ValidationError
 
 from autovibe import schemas
 from autovibe.errors import AutovibeError, InternalError, InvalidRequest, Unavailable
+from autovibe.sdk.streaming import ALIVE_SECONDS, Frames
 from autovibe.types import NAME_PATTERN
 from autovibe.version import __version__
 
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.1
+TURNS = 3
+"""How often a request is sent that meets its key's rate limit; each time it waits as long as the Hub says."""
+LONGEST_TURN_SECONDS = 65.0
 CONNECT_SECONDS = 10.0
 
 Reply = TypeVar("Reply", bound=BaseModel)
@@ -40,13 +45,14 @@ class Connection:
 
     def __init__(self, url: str, api_key: str | None, timeout_seconds: float, ca_file: str | Path | None) -> None:
         self.url = url.rstrip("/")
+        self.has_no_events = False  # the Hub, or what stands before it, gives no event stream
         self._timeout_seconds = timeout_seconds
         self._http = _http(self.url, api_key, ca_file)
 
     def close(self) -> None:
         self._http.close()
 
-    def get(self, kind: type[Reply], path: str, *, accept: tuple[int, ...] = (), **params: Any) -> Reply:
+    def get(self, kind: type[Reply], path: str, /, *, accept: tuple[int, ...] = (), **params: Any) -> Reply:
         """One read of `path` below /api/v1. `wait` among the parameters lengthens the time-out."""
         request = self._http.build_request(
             "GET",
@@ -55,6 +61,32 @@ class Connection:
             timeout=self._timeout(float(params.get("wait") or 0)),
         )
         return self._answer(kind, request, accept=accept)
+
+    def stream(self, path: str, /, *, last_id: int | None = None, **params: Any) -> Frames:
+        """Server-sent events of `path`, behind `last_id`. Raises Unavailable, or what the Hub answers instead."""
+        headers = {"Accept": "text/event-stream"} | ({} if last_id is None else {"Last-Event-ID": str(last_id)})
+        request = self._http.build_request(
+            "GET",
+            path,
+            params={name: _plain(value) for name, value in params.items() if value is not None},
+            headers=headers,
+            timeout=httpx2.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS, read=ALIVE_SECONDS),
+        )
+        try:
+            response = self._send_once(request, is_stream=True)
+        except _Lost as lost:
+            raise lost.error from lost.__cause__
+        if response.is_success and response.headers.get("content-type", "").startswith("text/event-stream"):
+            return Frames(response)
+        try:
+            response.read()
+        except httpx2.TransportError as error:
+            raise Unavailable(f"The Hub at {self.url} broke off its answer.") from error
+        finally:
+            response.close()
+        if not response.is_success:
+            raise _error(response, self.url)
+        raise InternalError(f"{request.url} answered no event stream; is it a Hub of this version ({__version__})?")
 
     def post(
         self, kind: type[Reply], path: str, order: BaseModel, *, is_repeatable: bool = True, extra_seconds: float = 0
@@ -69,6 +101,17 @@ class Connection:
         )
         return self._answer(kind, request, is_repeatable=is_repeatable)
 
+    def put(self, kind: type[Reply], path: str, order: BaseModel) -> Reply:
+        """One PUT of the fields that were set, also those set to None; sent twice it changes nothing more."""
+        request = self._http.build_request(
+            "PUT",
+            path,
+            content=order.model_dump_json(exclude_unset=True).encode(),
+            headers={"Content-Type": "application/json"},
+            timeout=self._timeout(0),
+        )
+        return self._answer(kind, request)
+
     def _timeout(self, extra_seconds: float) -> httpx2.Timeout:
         seconds = self._timeout_seconds
         return httpx2.Timeout(seconds + extra_seconds, connect=min(seconds, CONNECT_SECONDS))
@@ -76,7 +119,7 @@ class Connection:
     def _answer(
         self, kind: type[Reply], request: httpx2.Request, *, is_repeatable: bool = True, accept: tuple[int, ...] = ()
     ) -> Reply:
-        response = self._send(request, is_repeatable)
+        response = self._send_in_turn(request, is_repeatable)
         if not response.is_success and response.status_code not in accept:
             raise _error(response, self.url)
         try:
@@ -88,6 +131,16 @@ class Connection:
                 f"{request.url} answered what is no {kind.__name__}; is it a Hub of this version ({__version__})?",
                 log_detail=str(error),
             ) from error
+
+    def _send_in_turn(self, request: httpx2.Request, is_repeatable: bool) -> httpx2.Response:
+        """Send it, and again when the Hub says so (429, Retry-After): it has done nothing then."""
+        response = self._send(request, is_repeatable)
+        for _ in range(TURNS - 1):
+            if response.status_code != 429 or (seconds := _retry_after(response)) is None:
+                break
+            time.sleep(seconds + random.uniform(0, 1))  # noqa: S311 - it keeps clients apart and is no secret
+            response = self._send(request, is_repeatable)
+        return response
 
     def _send(self, request: httpx2.Request, is_repeatable: bool) -> httpx2.Response:
         pause = FIRST_PAUSE_SECONDS
@@ -104,9 +157,9 @@ class Connection:
         except _Lost as lost:
             raise lost.error from lost.__cause__
 
-    def _send_once(self, request: httpx2.Request) -> httpx2.Response:
+    def _send_once(self, request: httpx2.Request, *, is_stream: bool = False) -> httpx2.Response:
         try:
-            return self._http.send(request)
+            return self._http.send(request, stream=is_stream)
         except httpx2.ReadTimeout as error:
             raise Unavailable(f"The Hub at {self.url} does not answer in time; ask again or see its log.") from error
         except httpx2.UnsupportedProtocol as error:
@@ -127,10 +180,15 @@ class _Lost(Exception):
         self.may_have_arrived = may_have_arrived
 
 
-def order(kind: Callable[..., Reply], **fields: Any) -> Reply:
-    """The request with the fields that were given: None and "" leave the choice to the Hub. Raises InvalidRequest."""
+def order(kind: Callable[..., Reply], *, is_whole: bool = False, **fields: Any) -> Reply:
+    """The request with the fields that were given: None and "" leave the choice to the Hub, unless it `is_whole`.
+
+    Raises InvalidRequest.
+    """
     try:
-        return kind(**{name: value for name, value in fields.items() if value is not None and value != ""})
+        return kind(
+            **{name: value for name, value in fields.items() if is_whole or (value is not None and value != "")}
+        )
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {_fault(fault)}".lstrip(": ") for fault in error.errors()]
         raise InvalidRequest(f"The request is malformed: {'; '.join(faults)}.", details={"fields": faults}) from error
@@ -197,7 +255,18 @@ def _context(host: str, ca_file: str | Path | None) -> ssl.SSLContext:
     return context
 
 
+def _retry_after(response: httpx2.Response) -> float | None:
+    """The seconds the Hub asks for; None when it names none, or more than a limit of a minute can mean."""
+    try:
+        seconds = float(response.headers.get("Retry-After", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= LONGEST_TURN_SECONDS else None
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value if isinstance(value, int | float) else str(value)
 
 

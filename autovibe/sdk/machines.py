@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from autovibe import schemas
-from autovibe.errors import ConfigurationError, OperationFailed
+from autovibe.errors import AutovibeError, ConfigurationError, OperationFailed, Unavailable
 from autovibe.sdk.connection import Connection, canonical, order
 from autovibe.sdk.operations import Operations
-from autovibe.sdk.waiting import LONG_POLL_SECONDS, SHORTEST_POLL_SECONDS, Deadline, Watch, each
+from autovibe.sdk.waiting import (
+    LONG_POLL_SECONDS,
+    REST_SECONDS,
+    SHORTEST_POLL_SECONDS,
+    Changes,
+    Deadline,
+    Watch,
+    each,
+)
 from autovibe.types import MachineStatus
 
 if TYPE_CHECKING:
@@ -43,18 +51,24 @@ class Machines:
         watch: Watch | None = None,
     ) -> schemas.Machine:
         """Spawn from a checkpoint, the project's current one by default. `wait`: until it is reachable (see `wait`)."""
-        body = order(
-            schemas.MachineOrder,
-            project_uuid=canonical(project_uuid),
-            checkpoint_uuid=None if checkpoint_uuid is None else canonical(checkpoint_uuid),
-            type=type,
-            prompt=prompt,
-            file_modifications=dict(file_modifications) if file_modifications else None,
-            resource_constraints=resource_constraints,
-            name=name,
-        )
+        body = _order(project_uuid, type, checkpoint_uuid, prompt, file_modifications, resource_constraints, name)
         machine = self._connection.post(schemas.Machine, "/machines", body)
         return self.wait(machine.uuid, watch=watch) if wait else machine
+
+    def plan(
+        self,
+        project_uuid: UUID | str,
+        *,
+        type: str = "shell",
+        checkpoint_uuid: UUID | str | None = None,
+        prompt: str | None = None,
+        file_modifications: Files | None = None,
+        resource_constraints: schemas.ResourceConstraints | None = None,
+        name: str | None = None,
+    ) -> schemas.SpawnPlan:
+        """What such a spawn would use, where it would be put, and all that stands against it; nothing is done."""
+        body = _order(project_uuid, type, checkpoint_uuid, prompt, file_modifications, resource_constraints, name)
+        return self._connection.post(schemas.SpawnPlan, "/machines?dry_run=true", body)
 
     def list(
         self,
@@ -113,10 +127,14 @@ class Machines:
         if machine.status is MachineStatus.spawning and machine.operation_uuid is not None:
             self._operations.wait(machine.operation_uuid, timeout_seconds=deadline.left(), watch=watch)
             machine = deadline.poll(self.get, uuid)
-        while not _is_there(machine, until):
-            deadline.check(f"machine '{machine.name}' to be {until}; it is {machine.status}")
-            seconds = round(deadline.slice(LONG_POLL_SECONDS), 1)
-            machine = deadline.poll(self.get, uuid, wait_seconds=seconds, wait_for=until)
+        with Changes(self._connection, deadline, machine.uuid) as changes:
+            while not _is_there(machine, until):
+                deadline.check(f"machine '{machine.name}' to be {until}; it is {machine.status}")
+                machine = changes.look(
+                    lambda wait: self.get(uuid, wait_seconds=wait, wait_for=until if wait is not None else None),
+                    LONG_POLL_SECONDS,
+                    LONG_POLL_SECONDS,
+                )
         if machine.status is MachineStatus.failed:
             raise OperationFailed(
                 f"Machine '{machine.name}' failed: {machine.error_message or 'the reason is not known.'}",
@@ -133,14 +151,38 @@ class Machines:
 
     def follow(self, uuid: UUID | str, *, offset: int = 0) -> Iterator[schemas.LogChunk]:
         """The prompt's output as it comes, until no more will come. A lost connection is taken up where it was."""
-        deadline = Deadline(None)
+        deadline, can_stream = Deadline(None), not self._connection.has_no_events
         while True:
+            if can_stream:
+                try:
+                    for chunk in self._output(uuid, offset):
+                        if chunk.text:
+                            yield chunk
+                        offset = chunk.next_offset
+                        if chunk.finished:
+                            return
+                except Unavailable:
+                    pass  # asked for below, for as long as a Hub may take to come back
+                except AutovibeError:
+                    can_stream = False
+            asked_at = time.monotonic()
             chunk = deadline.poll(self.logs, uuid, offset=offset, wait_seconds=LONG_POLL_SECONDS)
             if chunk.text:
                 yield chunk
             if chunk.finished:
                 return
             offset = chunk.next_offset
+            time.sleep(max(0.0, asked_at + REST_SECONDS - time.monotonic()))
+
+    def _output(self, uuid: UUID | str, offset: int) -> Iterator[schemas.LogChunk]:
+        """One stream of output, until it ends or is lost."""
+        frames = self._connection.stream(f"/machines/{canonical(uuid)}/logs", follow="true", offset=offset)
+        try:
+            for frame in frames:
+                if frame.data:
+                    yield schemas.LogChunk.model_validate_json(frame.data)
+        finally:
+            frames.close()
 
     def exec(
         self,
@@ -212,6 +254,40 @@ class Machines:
             checkpoint = self._connection.get(schemas.Checkpoint, f"/checkpoints/{checkpoint.uuid}")
         return checkpoint
 
+    def resume(
+        self,
+        uuid: UUID | str,
+        *,
+        resource_constraints: schemas.ResourceConstraints | None = None,
+        wait: bool = False,
+        watch: Watch | None = None,
+    ) -> schemas.Machine:
+        """Let a blocked machine go on; constraints that are given replace its own. `wait`: until it runs.
+
+        Raises LimitExceeded where it does not fit into its budgets, OperationFailed when it could not be resumed.
+        """
+        body = order(schemas.ResumeOrder, resource_constraints=resource_constraints)
+        machine = self._connection.post(schemas.Machine, f"/machines/{canonical(uuid)}/resume", body)
+        if wait and machine.operation_uuid is not None:
+            self._operations.wait(machine.operation_uuid, watch=watch)
+            machine = self.get(uuid)
+        return machine
+
+    def report_usage(
+        self,
+        uuid: UUID | str,
+        *,
+        api_calls: int = 0,
+        money: schemas.MoneyOrder | float | str | None = None,
+        note: str = "",
+    ) -> schemas.UsageReply:
+        """Charge model calls and money the machine used; answers what is left of its limits.
+
+        Raises LimitExceeded where it does not fit; nothing is charged then, and the machine is blocked.
+        """
+        body = order(schemas.UsageOrder, api_calls=api_calls, money=money, note=note)
+        return self._connection.post(schemas.UsageReply, f"/machines/{canonical(uuid)}/usage", body)
+
     def terminate(
         self,
         uuid: UUID | str,
@@ -256,6 +332,27 @@ def readable_key_file(settings: Settings | None = None) -> Path:
             "Elsewhere use: autovibe machine exec"
         )
     return key
+
+
+def _order(
+    project_uuid: UUID | str,
+    type: str,
+    checkpoint_uuid: UUID | str | None,
+    prompt: str | None,
+    file_modifications: Files | None,
+    resource_constraints: schemas.ResourceConstraints | None,
+    name: str | None,
+) -> schemas.MachineOrder:
+    return order(
+        schemas.MachineOrder,
+        project_uuid=canonical(project_uuid),
+        checkpoint_uuid=None if checkpoint_uuid is None else canonical(checkpoint_uuid),
+        type=type,
+        prompt=prompt,
+        file_modifications=dict(file_modifications) if file_modifications else None,
+        resource_constraints=resource_constraints,
+        name=name,
+    )
 
 
 def _is_there(machine: schemas.Machine, until: Literal["ready", "finished"]) -> bool:

@@ -7,7 +7,7 @@ from uuid import UUID
 from autovibe import schemas
 from autovibe.errors import AutovibeError, OperationFailed
 from autovibe.sdk.connection import Connection, canonical
-from autovibe.sdk.waiting import LONG_POLL_SECONDS, POLL_SECONDS, Deadline, Watch
+from autovibe.sdk.waiting import LONG_POLL_SECONDS, LOOK_AGAIN_SECONDS, POLL_SECONDS, Changes, Deadline, Watch
 from autovibe.types import OperationStatus
 
 
@@ -28,16 +28,20 @@ class Operations:
         """
         deadline = Deadline(timeout_seconds)
         operation = deadline.poll(self.get, uuid)
-        while True:
-            if watch:
-                watch(operation)
-            if operation.status is OperationStatus.succeeded:
-                return operation
-            if operation.status is OperationStatus.failed:
-                raise failure(operation)
-            deadline.check(f"the {operation.kind} to end; operation {operation.uuid} is at step '{operation.step}'")
-            seconds = deadline.slice(POLL_SECONDS if watch else LONG_POLL_SECONDS)
-            operation = deadline.poll(self.get, uuid, wait_seconds=round(seconds, 1))
+        with Changes(self._connection, deadline, operation.uuid) as changes:
+            while True:
+                if watch:
+                    watch(operation)
+                if operation.status is OperationStatus.succeeded:
+                    return operation
+                if operation.status is OperationStatus.failed:
+                    raise failure(operation)
+                deadline.check(f"the {operation.kind} to end; operation {operation.uuid} is at step '{operation.step}'")
+                operation = changes.look(
+                    lambda wait: self.get(uuid, wait_seconds=wait),
+                    LOOK_AGAIN_SECONDS if watch else LONG_POLL_SECONDS,
+                    POLL_SECONDS if watch else LONG_POLL_SECONDS,
+                )
 
 
 def failure(operation: schemas.Operation) -> OperationFailed:

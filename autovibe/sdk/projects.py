@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 from uuid import UUID
 
 from autovibe import schemas
 from autovibe.sdk.connection import Connection, canonical, order
 from autovibe.sdk.waiting import each
+from autovibe.types import ProjectStatus
+
+Sort = Literal["created_at", "greediness", "name"]
 
 
 class Projects:
@@ -33,13 +37,55 @@ class Projects:
         return self._connection.post(schemas.Project, "/projects", body)
 
     def list(
-        self, *, name: str | None = None, limit: int | None = None, offset: int | None = None
+        self,
+        *,
+        name: str | None = None,
+        active: bool | None = None,
+        sort: Sort | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
     ) -> schemas.ProjectPage:
-        return self._connection.get(schemas.ProjectPage, "/projects", name=name, limit=limit, offset=offset)
+        """Projects, newest first; `sort`: the greediest first, or by name. `active`: only these, or only archived."""
+        return self._connection.get(
+            schemas.ProjectPage,
+            "/projects",
+            name=name,
+            active=None if active is None else str(active).lower(),
+            sort=sort,
+            limit=limit,
+            offset=offset,
+        )
 
-    def each(self) -> Iterator[schemas.Project]:
+    def each(self, *, active: bool | None = None, sort: Sort | None = None) -> Iterator[schemas.Project]:
         """Every project, page by page."""
-        return each(lambda offset: self.list(limit=200, offset=offset), lambda page: page.projects)
+        return each(
+            lambda offset: self.list(active=active, sort=sort, limit=200, offset=offset), lambda page: page.projects
+        )
+
+    def update(
+        self,
+        uuid: UUID | str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        greediness: float | None = None,
+        status: ProjectStatus | str | None = None,
+        resource_budgets: schemas.ResourceBudgets | None = None,
+    ) -> schemas.Project:
+        """Change what is given. In `resource_budgets` a limit that was set to None is removed, one not set stays.
+
+        Raises Conflict for a name that is taken, and for archiving a project whose machines live.
+        """
+        given = {
+            "name": name,
+            "description": description,
+            "greediness": greediness,
+            "status": status,
+            "resource_budgets": resource_budgets,
+        }
+        chosen = {field: value for field, value in given.items() if value is not None}
+        body = order(schemas.ProjectUpdate, is_whole=True, **chosen)
+        return self._connection.put(schemas.Project, f"/projects/{canonical(uuid)}", body)
 
     def get(self, uuid: UUID | str) -> schemas.Project:
         return self._connection.get(schemas.Project, f"/projects/{canonical(uuid)}")

@@ -5,10 +5,11 @@
 
 Nobody calls commit. Rows stay usable after their transaction (`expire_on_commit=False`).
 
-SQLite has one writer at a time, so writes queue in the order they were asked for (`Turn`) and begin with BEGIN
-IMMEDIATE: a transaction that reads and then writes never fails with "database is locked" halfway. `synchronous=FULL` is
-on purpose: the Hub answers 201 and starts VMs after a commit, and a power cut that takes a row back would leave a VM
-nobody knows. On PostgreSQL writes are READ COMMITTED, readings REPEATABLE READ READ ONLY.
+SQLite has one writer at a time, so writes queue in the order they were asked for (`Turn` for the threads of a process,
+`Queue` for processes) and begin with BEGIN IMMEDIATE: a transaction that reads and then writes never fails with
+"database is locked" halfway. `synchronous=FULL` is on purpose: the Hub answers 201 and starts VMs after a commit, and a
+power cut that takes a row back would leave a VM nobody knows. On PostgreSQL writes are READ COMMITTED, readings
+REPEATABLE READ READ ONLY.
 
 Errors of the driver that mean "not now" (unreachable, locked, deadlock, no connection free) leave as
 DatabaseUnavailable, a full disk as InsufficientSpace; everything else, IntegrityError above all, leaves as it is.
@@ -30,7 +31,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlmodel import Session
 
+from autovibe.domain.distribution import Distribution
 from autovibe.errors import AutovibeError, ConfigurationError, DatabaseUnavailable, InsufficientSpace, InternalError
+from autovibe.store import trail
+from autovibe.store.queue import Queue
 from autovibe.store.turn import Turn
 
 __all__ = ["Store", "migration_engine"]
@@ -52,7 +56,10 @@ class Store:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.after_commit: list[Callable[[], None]] = []
+        self.spans = Distribution()  # seconds of each write transaction, from its begin to its commit
+        self.waits = Distribution()  # seconds each waited for its turn before (SQLite)
         self._turn = Turn()
+        self._queue = Queue(self.path)
         self._inside = threading.local()
         self._engines: dict[str, Engine] = {}
         self._opening = threading.Lock()
@@ -85,8 +92,12 @@ class Store:
     def transaction(self) -> Iterator[Session]:
         """One write transaction. It does not nest (InternalError). Raises DatabaseUnavailable, InsufficientSpace."""
         with self._translated(), self._my_turn():
+            began = time.perf_counter()
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
+                trail.write(session)
+            self.spans.note(time.perf_counter() - began)
+        trail.written()
         for notify in self.after_commit:
             notify()
 
@@ -124,20 +135,34 @@ class Store:
             engines, self._engines = list(self._engines.values()), {}
         for engine in reversed(engines):
             engine.dispose()
+        self._queue.close()
 
     @contextmanager
     def _my_turn(self) -> Iterator[None]:
         if getattr(self._inside, "transaction", False):
             raise InternalError("A transaction was begun inside another one of the same thread.")
-        if self.is_sqlite and not self._turn.take(PATIENCE_SECONDS):
-            raise DatabaseUnavailable(f"The database '{self.path}' was busy for {PATIENCE_SECONDS:.0f} s; try again.")
+        if self.is_sqlite:
+            asked = time.perf_counter()
+            self._take_turn()
+            self.waits.note(time.perf_counter() - asked)
         self._inside.transaction = True
         try:
             yield
         finally:
             self._inside.transaction = False
             if self.is_sqlite:
+                self._queue.give()
                 self._turn.give()
+
+    def _take_turn(self) -> None:
+        """First among the threads of this process, then among the processes."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        is_ours = self._turn.take(PATIENCE_SECONDS)
+        if is_ours and self._queue.take(max(deadline - time.monotonic(), 0.0)):
+            return
+        if is_ours:
+            self._turn.give()
+        raise DatabaseUnavailable(f"The database '{self.path}' was busy for {PATIENCE_SECONDS:.0f} s; try again.")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

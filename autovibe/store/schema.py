@@ -13,13 +13,9 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import logging
-import os
-import shutil
-import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -29,8 +25,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, select, text
 
 from autovibe.domain.columns import now
-from autovibe.errors import ConfigurationError, DatabaseUnavailable, InternalError
+from autovibe.errors import ConfigurationError, DatabaseUnavailable, InternalError, OperationFailed
 from autovibe.store import Store, migration_engine
+from autovibe.store.copies import copy_sqlite, dump_postgres
 from autovibe.store.tables import schema_history
 
 log = logging.getLogger(__name__)
@@ -61,6 +58,17 @@ def migrate(store: Store, backups: Path) -> None:
 def head() -> str:
     """The revision this version of autovibe needs."""
     return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def revision_of(store: Store) -> str | None:
+    """The revision the database has; None for an empty one."""
+    with store.connection() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def knows(revision: str | None) -> bool:
+    """Whether this autovibe can bring a database of that revision to its own."""
+    return revision in [step.revision for step in ScriptDirectory.from_config(_config()).walk_revisions()]
 
 
 def _upgrade(store: Store, connection: Connection, backups: Path) -> None:
@@ -136,39 +144,16 @@ def backup(store: Store, backups: Path, label: str) -> Path | None:
     ending = "db" if store.is_sqlite else "dump"
     target = backups / f"autovibe-{now():%Y%m%dT%H%M%S.%fZ}-{label}.{ending}"
     partial = target.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    if store.is_sqlite:
-        _copy(store.path, partial)
-    elif not _dump(store, partial):
-        partial.unlink()
+    try:
+        if store.is_sqlite:
+            copy_sqlite(store.path, partial)
+        else:
+            dump_postgres(store, partial)
+    except (ConfigurationError, OperationFailed) as error:
+        partial.unlink(missing_ok=True)
+        log.warning("The database is migrated without a backup by autovibe: %s", error.message)
         return None
     partial.replace(target)
     for old in sorted(backups.glob(f"autovibe-*.{ending}"))[:-KEPT_BACKUPS]:
         old.unlink()
     return target
-
-
-def _copy(source: Path, target: Path) -> None:
-    with closing(sqlite3.connect(source)) as origin, closing(sqlite3.connect(target)) as copy:
-        origin.backup(copy)
-        copy.execute("PRAGMA journal_mode=DELETE").close()  # one file, without a -wal beside it
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _dump(store: Store, target: Path) -> bool:
-    program = shutil.which("pg_dump")
-    if program is None:
-        log.warning("pg_dump is not installed, so the PostgreSQL database is migrated without a backup by autovibe.")
-        return False
-    password = store.url.password
-    url = store.url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
-    environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}
-    argv = [program, "--format=custom", "--no-password", f"--file={target}", f"--dbname={url}"]
-    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        log.warning(
-            "pg_dump ended with status %d, so there is no backup: %s", ended.returncode, ended.stderr.strip()[-500:]
-        )
-    return ended.returncode == 0

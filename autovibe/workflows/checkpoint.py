@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 WATCHDOG_SECONDS = 120
 SCAN_DEADLINE = 1800.0
 SCAN_PATIENCE = 300.0  # longer than a watchdog a predecessor left; a guest that is silent after that is gone
-_ROUNDS = 3
+ROUNDS = 3
 _ENTRIES_A_LOOK = 2000  # between two looks at whether the process closes
 
 
@@ -51,7 +51,8 @@ def checkpoint_uuid(operation: Operation) -> UUID:
     return UUID(str(named)) if named else operation.object_uuid
 
 
-def _token(operation: Operation) -> str:
+def token(operation: Operation) -> str:
+    """Names the hold of the operation's present round."""
     return f"{operation.uuid}-{operation.order.get('rounds', 0)}"
 
 
@@ -60,9 +61,17 @@ def scan(world: World, operation_uuid: UUID) -> None:
     operation, machine, checkpoint = subject(world, operation_uuid)
     vms.require_space(world)
     address = vms.address_of(world, machine)
-    guest_scan.hold(world.guests, address, token=_token(operation), watchdog_seconds=WATCHDOG_SECONDS)
+    guest_scan.hold(world.guests, address, token=token(operation), watchdog_seconds=WATCHDOG_SECONDS)
+    write_manifest(world, operation, machine, checkpoint)
+
+
+def write_manifest(world: World, operation: Operation, machine: Machine, checkpoint: Checkpoint) -> None:
+    """Scan the guest, which is held, and keep what is found with the checkpoint."""
     entries = guest_scan.scan(
-        world.guests, address, guest_scan.WORKSPACE, full=bool(operation.order.get("full_scan", False))
+        world.guests,
+        vms.address_of(world, machine),
+        guest_scan.WORKSPACE,
+        full=bool(operation.order.get("full_scan", False)),
     )
     root = world.trees.write(_interruptible(world, entries))
     with world.store.transaction() as session:
@@ -95,20 +104,20 @@ def release(world: World, operation_uuid: UUID) -> None:
     # Asked a second time the guest would say that nothing is held, so its answer is kept.
     was_held = operation.order.get("was_held")
     if was_held is None:
-        was_held = guest_scan.release(world.guests, vms.address_of(world, machine), _token(operation))
+        was_held = guest_scan.release(world.guests, vms.address_of(world, machine), token(operation))
         vms.note(world, operation_uuid, was_held=was_held)
     if was_held:
         return
-    _delete_snapshot(world, operation_uuid, machine, checkpoint)
-    if rounds + 1 >= _ROUNDS:
+    delete_snapshot(world, operation_uuid, machine, checkpoint)
+    if rounds + 1 >= ROUNDS:
         raise OperationFailed(
-            f"The guest of machine '{machine.name}' could not be held still while it was checkpointed, {_ROUNDS} times."
+            f"The guest of machine '{machine.name}' could not be held still while it was checkpointed, {ROUNDS} times."
         )
     vms.note(world, operation_uuid, rounds=rounds + 1, was_held=None)
     raise Repeat("scan")
 
 
-def _delete_snapshot(world: World, operation_uuid: UUID, machine: Machine, checkpoint: Checkpoint) -> None:
+def delete_snapshot(world: World, operation_uuid: UUID, machine: Machine, checkpoint: Checkpoint) -> None:
     vmid, name = vms.vmid_of(machine), snapshot_name(checkpoint.uuid)
     if read.find_vm(world.proxmox, vmid) is None:
         return
@@ -125,7 +134,7 @@ def thaw(world: World, operation_uuid: UUID) -> None:
     """Undo of a hold. It is no fault when the guest does not answer: its watchdog lets it go."""
     operation, machine, _ = subject(world, operation_uuid)
     try:
-        guest_scan.release(world.guests, vms.address_of(world, machine), _token(operation))
+        guest_scan.release(world.guests, vms.address_of(world, machine), token(operation))
     except (AutovibeError, NotYet) as error:
         _log.info("The guest of '%s' was not released and waits for its watchdog: %s", machine.name, error)
 
@@ -134,7 +143,7 @@ def drop_snapshot(world: World, operation_uuid: UUID) -> None:
     _, machine, checkpoint = subject(world, operation_uuid)
     if (operation_uuid, "delete snapshot") not in world.tasks:
         thaw(world, operation_uuid)
-    _delete_snapshot(world, operation_uuid, machine, checkpoint)
+    delete_snapshot(world, operation_uuid, machine, checkpoint)
 
 
 def record(world: World, operation_uuid: UUID) -> None:

@@ -24,7 +24,7 @@ from uuid import UUID
 
 from sqlmodel import Session, col, select
 
-from autovibe.domain import Event, Machine, Operation
+from autovibe.domain import Event, Machine, Operation, trace
 from autovibe.domain.columns import now
 from autovibe.domain.machine import WANTED_TERMINATED
 from autovibe.durable import Durable, contained
@@ -95,15 +95,18 @@ def carry_out(durable: Durable, world: World, workflow: Workflow, operation_uuid
 
 
 def _attempt(durable: Durable, world: World, workflow: Workflow, number: int, operation_uuid: UUID) -> dict[str, Any]:
-    step = workflow.steps[number]
-    try:
-        with contained(f"step '{step.name}' of {operation_uuid}", (Repeat,)):
-            _persist(durable, world, workflow, number, operation_uuid)
-    except Repeat as repeat:
-        return {"repeat": repeat.step}
-    except AutovibeError as error:
-        _log.info("Step '%s' of %s failed: %s %s", step.name, operation_uuid, error.message, error.log_detail)
-        return {"error": error.to_dict()}
+    step, began = workflow.steps[number], time.monotonic()
+    with trace.about(operation=operation_uuid):
+        try:
+            with contained(f"step '{step.name}' of {operation_uuid}", (Repeat,)):
+                _persist(durable, world, workflow, number, operation_uuid)
+        except Repeat as repeat:
+            return {"repeat": repeat.step}
+        except AutovibeError as error:
+            _log.info("Step '%s' of %s failed: %s %s", step.name, operation_uuid, error.message, error.log_detail)
+            return {"error": error.to_dict()}
+        seconds = time.monotonic() - began
+        _log.debug("Step '%s' of %s is done.", step.name, operation_uuid, extra={"duration": seconds})
     return {}
 
 
@@ -159,6 +162,7 @@ def _begin(world: World, workflow: Workflow, number: int, operation_uuid: UUID) 
     step = workflow.steps[number]
     with world.store.transaction() as session:
         operation = rows.get(session, Operation, operation_uuid)
+        trace.machine.set(str(operation.machine_uuid or operation.object_uuid))
         if OperationStatus(operation.status).is_final:
             return 0.0
         machine = _machine_of(session, operation) if workflow.heeds_wanted else None
@@ -176,7 +180,7 @@ def _begin(world: World, workflow: Workflow, number: int, operation_uuid: UUID) 
         if machine is not None:
             machine.progress = operation.progress
             session.add(machine)
-        rows.record(session, "operation.step", operation_uuid, step=step.name)
+        _tell(session, "operation.step", operation, step=step.name)
     return 0.0
 
 
@@ -200,6 +204,15 @@ def _heed(world: World, operation_uuid: UUID) -> None:
 
 def _machine_of(session: Session, operation: Operation) -> Machine | None:
     return session.get(Machine, operation.machine_uuid or operation.object_uuid)
+
+
+def _tell(session: Session, kind: str, operation: Operation, **body: str) -> None:
+    """Record an event of the operation, which is its machine's and its project's as well."""
+    machine = _machine_of(session, operation)
+    if machine is not None:
+        body["machine_uuid"] = str(machine.uuid)
+    project = machine.project_uuid if machine is not None else None
+    rows.record(session, kind, operation.uuid, project, operation=operation.kind, **body)
 
 
 def _refuse_unwanted(machine: Machine) -> None:
@@ -235,7 +248,7 @@ def _undo(
     begun_at, failures, retry, is_announced = time.monotonic(), 0, _FIRST_RETRY, False
     while True:
         try:
-            with contained(f"undoing step '{step.name}' of {operation_uuid}"):
+            with trace.about(operation=operation_uuid), contained(f"undoing step '{step.name}' of {operation_uuid}"):
                 step.undo(world, operation_uuid)
         except NotYet as not_yet:
             if time.monotonic() - begun_at > _UNDO_PATIENCE:
@@ -273,7 +286,7 @@ def _fail(
     retry, fail = _FIRST_RETRY, workflow.fail
     while True:
         try:
-            with contained(f"the end of {operation_uuid}"):
+            with trace.about(operation=operation_uuid), contained(f"the end of {operation_uuid}"):
                 return fail(world, operation_uuid, error, left)
         except Unavailable:
             durable.wait(retry)
@@ -303,5 +316,5 @@ def end_in(session: Session, operation_uuid: UUID, error: AutovibeError | None, 
         operation.finished_at = now()
     operation.progress = pending
     session.add(operation)
-    rows.record(session, "operation.status", operation_uuid, status=str(operation.status))
+    _tell(session, "operation.status", operation, status=str(operation.status))
     return is_first

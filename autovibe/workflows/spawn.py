@@ -28,12 +28,16 @@ from autovibe.guest import File, agent, identity
 from autovibe.guest.links import HostKeyChanged
 from autovibe.hypervisor import VmidTaken, change, read
 from autovibe.store import rows
+from autovibe.store.keys import revoke_machine_keys
 from autovibe.types import ArtefactKind, MachineStatus
 from autovibe.workflows import provisioning, vms
 from autovibe.workflows.engine import Step, Workflow, end_in, unwanted
 from autovibe.workflows.world import World
 
 _log = logging.getLogger(__name__)
+
+KEY_FILE = "/etc/autovibe/machine-key"
+"""In the guest: a key that is good for this machine alone. No manifest names it."""
 
 _LOOK_SECONDS = 5.0  # between two looks at whether a VM that boots still runs
 
@@ -132,9 +136,11 @@ def configure(world: World, operation_uuid: UUID) -> None:
 
 
 def start(world: World, operation_uuid: UUID) -> None:
+    """From here on the VM costs."""
     _, machine = vms.machine_of(world, operation_uuid)
     vmid = vms.vmid_of(machine)
     vms.run_task(world, operation_uuid, "start", vmid, lambda: change.start(world.proxmox, vmid))
+    vms.meter(world, machine.uuid)
 
 
 def reach(world: World, operation_uuid: UUID) -> None:
@@ -147,13 +153,13 @@ def reach(world: World, operation_uuid: UUID) -> None:
             state = "gone" if vm is None else vm.status
             raise OperationFailed(f"VM {vmid} of machine '{machine.name}' is {state} instead of booting.")
     host, port = read.guest_address(world.proxmox, vmid, via=world.ssh_via, forward_host_port=world.forward_port)
-    _require_own(world, machine, host, port)
+    require_own(world, machine, host, port)
     host_key = world.guests.reach(host, port, world.guest_user)
     _pin(world, machine.uuid, address=host, port=port, host_key=host_key)
     world.asked_at.pop(operation_uuid, None)
 
 
-def _require_own(world: World, machine: Machine, host: str, port: int) -> None:
+def require_own(world: World, machine: Machine, host: str, port: int) -> None:
     """Raises NotYet while the address is another machine's: a hostile guest may tell any as its own."""
     with world.store.reading() as session:
         other = session.exec(
@@ -204,10 +210,13 @@ def identify(world: World, operation_uuid: UUID) -> None:
 
 
 def place_files(world: World, operation_uuid: UUID) -> None:
+    """What was ordered, and the machine's own key; one that an earlier call placed is revoked."""
     _, machine = vms.machine_of(world, operation_uuid)
-    if machine.file_modifications:
-        files = [file_of(path, value) for path, value in sorted(machine.file_modifications.items())]
-        world.guests.push(vms.address_of(world, machine), files)
+    with world.store.transaction() as session:
+        key = world.keyring.issue_machine_key(session, machine)
+    files = [file_of(path, value) for path, value in sorted(machine.file_modifications.items())]
+    files.append(File(KEY_FILE, f"{key}\n".encode(), mode=0o600, owner=world.guest_user))
+    world.guests.push(vms.address_of(world, machine), files)
 
 
 def file_of(path: str, value: Any) -> File:
@@ -239,8 +248,18 @@ def start_agent(world: World, operation_uuid: UUID) -> None:
             machine_uuid=machine.uuid,
             command=machine_type(machine.type).command,
             prompt=machine.prompt,
-            env={"AUTOVIBE_MACHINE_UUID": str(machine.uuid), "AUTOVIBE_MACHINE_NAME": machine.name},
+            env=_environment(world, machine),
         )
+
+
+def _environment(world: World, machine: Machine) -> dict[str, str]:
+    """What the prompt is told of itself, and how it reaches the Hub to report what it uses."""
+    found = {
+        "AUTOVIBE_MACHINE_UUID": str(machine.uuid),
+        "AUTOVIBE_MACHINE_NAME": machine.name,
+        "AUTOVIBE_MACHINE_KEY_FILE": KEY_FILE,
+    }
+    return found | ({"AUTOVIBE_URL": world.url_for_guests} if world.url_for_guests else {})
 
 
 def mark(world: World, operation_uuid: UUID) -> None:
@@ -280,6 +299,8 @@ def fail(world: World, operation_uuid: UUID, error: AutovibeError, pending: str)
             machine.error_message = None if is_wanted else error.message
             machine.ended_at = now()
             machine.terminated_at = machine.ended_at if is_wanted else None
+            revoke_machine_keys(session, machine.uuid)
+            world.ledger.settle_machine(session, machine, now(), note="not spawned")
         machine.progress = pending
         machine.updated_at = now()
         session.add(machine)

@@ -13,13 +13,15 @@ from uuid import UUID, uuid4
 from sqlmodel import Session, col, select
 
 from autovibe.domain import Checkpoint, Machine, Operation
+from autovibe.domain.checkpoint import details_of
 from autovibe.domain.columns import now
 from autovibe.domain.machine import WANTED_RUNNING
 from autovibe.errors import AutovibeError, NotYet
 from autovibe.hypervisor import change
 from autovibe.store import rows
+from autovibe.store.keys import revoke_machine_keys
 from autovibe.types import ArtefactKind, CheckpointStatus, CheckpointType, MachineStatus, OperationKind, OperationStatus
-from autovibe.workflows import checkpoint, vms
+from autovibe.workflows import block, checkpoint, vms
 from autovibe.workflows.engine import FOREVER, Do, Step, Workflow, end_in
 from autovibe.workflows.world import World
 
@@ -66,9 +68,14 @@ def _is_other_terminating(session: Session, operation: Operation) -> bool:
 
 def _create_checkpoint(session: Session, operation: Operation, machine: Machine) -> None:
     """The row of the final checkpoint, unless the hub or an earlier call made it. A machine that never ran has none,
-    and neither has one that ended before this operation's turn came.
+    and neither has one that ended before this operation's turn came. Of a blocked one, which is off, the checkpoint
+    made at its limit is the final one.
     """
-    if machine.host_key is None or machine.status != MachineStatus.terminating:
+    is_off = machine.resume_status == MachineStatus.budget_blocked
+    if is_off and (machine.blocked or {}).get("checkpoint_uuid") == str(machine.last_checkpoint_uuid):
+        machine.final_checkpoint_uuid = machine.last_checkpoint_uuid
+        session.add(machine)
+    if is_off or machine.host_key is None or machine.status != MachineStatus.terminating:
         operation.order = {**operation.order, "create_checkpoint": False}
         operation.steps = [name for name in operation.steps if name not in CHECKPOINT_STEPS]
         session.add(operation)
@@ -82,7 +89,9 @@ def _create_checkpoint(session: Session, operation: Operation, machine: Machine)
         parent_uuid=machine.last_checkpoint_uuid or machine.checkpoint_uuid,
         machine_uuid=machine.uuid,
         type=CheckpointType.final,
-        details={"trigger": "terminate"},
+        details=details_of(
+            "terminate", machine, actor=operation.actor, reason=str(operation.order.get("reason") or "")
+        ),
         operation_uuid=operation.uuid,
     )
     session.add(row)
@@ -122,6 +131,7 @@ def stop(world: World, operation_uuid: UUID) -> None:
         world.guests.forget(vms.address_of(world, machine))
     if vms.find_owned(world, vmid, machine.uuid) is not None:
         vms.run_task(world, operation_uuid, "stop", vmid, lambda: change.stop(world.proxmox, vmid))
+    vms.settle(world, machine.uuid, "terminated")
 
 
 def remove(world: World, operation_uuid: UUID) -> None:
@@ -131,6 +141,7 @@ def remove(world: World, operation_uuid: UUID) -> None:
         return
     if _holds_checkpoints(world, machine.vmid):
         if vms.find_owned(world, machine.vmid, machine.uuid) is not None:
+            block.forget_ram(world, operation_uuid, machine.vmid)
             change.configure(world.proxmox, machine.vmid, tags=HOLDER_TAG)
         return
     vms.remove(world, operation_uuid, machine.vmid, machine.uuid)
@@ -154,6 +165,8 @@ def mark(world: World, operation_uuid: UUID) -> None:
         if machine.status == MachineStatus.terminating:
             machine.status, machine.resume_status = MachineStatus.terminated, None
             machine.ended_at = machine.terminated_at = machine.updated_at = now()
+            world.ledger.settle_machine(session, machine, machine.ended_at, note="terminated")
+            revoke_machine_keys(session, machine.uuid)
             machine.termination_reason = str(operation.order.get("reason") or machine.termination_reason)
             session.add(machine)
             rows.record(session, "machine.status", machine.uuid, machine.project_uuid, status=str(machine.status))
@@ -173,6 +186,8 @@ def fail(world: World, operation_uuid: UUID, error: AutovibeError, pending: str)
             machine.status, machine.resume_status = MachineStatus.failed, None
             machine.error_message = error.message
             machine.ended_at = machine.updated_at = now()
+            world.ledger.settle_machine(session, machine, machine.ended_at, note="not terminated")
+            revoke_machine_keys(session, machine.uuid)
             session.add(machine)
             rows.record(session, "machine.status", machine.uuid, machine.project_uuid, status=str(machine.status))
         machine.wanted = WANTED_RUNNING

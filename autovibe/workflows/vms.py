@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from sqlmodel import col, delete
+from sqlmodel import col, delete, select
 
 from autovibe.domain import Allotment, Checkpoint, Machine, Operation
+from autovibe.domain.columns import now
 from autovibe.errors import (
     ConfigurationError,
     HypervisorTaskFailed,
@@ -22,7 +23,7 @@ from autovibe.errors import (
 from autovibe.guest import Address
 from autovibe.hypervisor import change, read
 from autovibe.store import rows
-from autovibe.types import CheckpointStatus
+from autovibe.types import CheckpointStatus, MachineStatus
 from autovibe.workflows.world import World
 
 
@@ -42,6 +43,20 @@ def origin_of(world: World, machine: Machine) -> Checkpoint:
     if checkpoint.status != CheckpointStatus.ready or checkpoint.vmid is None:
         raise OperationFailed(f"Checkpoint '{checkpoint.uuid}' is {checkpoint.status} and cannot be spawned from.")
     return checkpoint
+
+
+def meter(world: World, machine_uuid: UUID) -> None:
+    """The machine's VM is on: what it uses is charged from now on, unless it is already."""
+    with world.store.transaction() as session:
+        expect = {"metered_at": None, "status": [status for status in MachineStatus if not status.is_final]}
+        rows.compare_and_set(session, Machine, machine_uuid, expect=expect, change={"metered_at": now()})
+
+
+def settle(world: World, machine_uuid: UUID, note: str) -> None:
+    """The machine's VM is off: what it used is charged, and nothing more is held for it."""
+    with world.store.transaction() as session:
+        session.exec(select(Machine.uuid).where(Machine.uuid == machine_uuid).with_for_update()).first()
+        world.ledger.settle_machine(session, rows.get(session, Machine, machine_uuid), now(), note=note)
 
 
 def note(world: World, operation_uuid: UUID, **values: Any) -> None:

@@ -41,7 +41,8 @@ def settings_of(home: Path, **more: Any) -> Settings:
     write_secret(home / "node" / "token", TOKEN)
     (home / "node" / "fingerprint").write_text(":".join(["AB"] * 32) + "\n")
     given = {"hub_port": free_port(), "node_port": free_port(), "api_key": KEY, "min_free_gb": 0.0, "node_accel": "tcg"}
-    return load(home=home, **given | more)
+    limits = {"rate_limit_per_minute": 0, "rate_limit_heavy_per_minute": 0}  # tests hammer
+    return load(home=home, **given | limits | more)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from autovibe import schemas
 from autovibe.domain import Checkpoint
 from autovibe.hub import diffs
-from autovibe.types import Change, CheckpointStatus, CheckpointType, Entry, EntryKind
+from autovibe.types import Change, CheckpointStatus, CheckpointType, Entry, EntryKind, MachineStatus
 from tests.api.conftest import Served, error_of
 
 
@@ -184,3 +184,24 @@ def added(path: bytes, size: int = 1) -> Change:
 )
 def test_the_summary_is_one_stable_line(changes: list[Change], summary: str) -> None:
     assert diffs.summary(changes) == summary
+
+
+def test_a_checkpoint_says_why_it_was_made_and_what_its_machine_was_about(served: Served) -> None:
+    machine = served.machine(
+        name=f"m-{uuid4().hex[:6]}", prompt="echo 1\n" + "x" * 500, status=MachineStatus.working, progress="half way"
+    )
+    name = served.get(f"/machines/{machine}").json()["name"]
+    made = served.post(f"/machines/{machine}/checkpoint", {"context": "c0ffee", "description": "before the test"})
+    assert made.status_code == 201, made.text
+    shown = schemas.Checkpoint.model_validate(served.get(f"/checkpoints/{made.json()['uuid']}").json())
+    assert (shown.context, shown.description, shown.machine_uuid) == ("c0ffee", "before the test", machine)
+    assert shown.metadata["trigger"] == "request"
+    assert shown.metadata["actor"] == "operator"
+    assert shown.metadata["machine"] == {
+        "name": name,
+        "type": "shell",
+        "status": "working",
+        "prompt": "echo 1\n" + "x" * 193,
+        "exit_status": None,
+        "progress": "half way",
+    }

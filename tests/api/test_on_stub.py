@@ -204,7 +204,7 @@ def test_what_was_accepted_and_not_started_is_started(stubbed: Served, monkeypat
     """As after a kill between commit and start."""
     body = {"project_uuid": str(project(stubbed).uuid)}
     with monkeypatch.context() as patched:
-        patched.setattr("autovibe.hub.operations._start", lambda *_: None)
+        patched.setattr(stubbed.hub.workflows, "start_soon", lambda *_: None)
         machine = stubbed.post("/machines", body).json()
     assert stubbed.get(f"/operations/{machine['operation_uuid']}").json()["status"] == "accepted"
     assert stubbed.get(f"/machines/{machine['uuid']}", wait=60).json()["status"] == "active"

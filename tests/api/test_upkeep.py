@@ -14,16 +14,19 @@ from autovibe.errors import ConfigurationError, Unauthorized
 from autovibe.hub import upkeep
 from autovibe.hub.access import Keys, ensure_key
 from autovibe.store import Store
+from autovibe.store.keys import Keyring
 from autovibe.types import MachineStatus, OperationKind
 from tests.api.conftest import Served
 
+KEYRING = Keyring(b"s" * 32)
+
 
 def test_a_key_is_made_kept_or_given(store: Store) -> None:
-    made = ensure_key(store, None, None)
+    made = ensure_key(store, KEYRING, None, None)
     assert made.startswith("av_")
-    assert ensure_key(store, None, made) == made
-    given = ensure_key(store, "a-key-of-my-own-choice", made)
-    keys = Keys(store)
+    assert ensure_key(store, KEYRING, None, made) == made
+    given = ensure_key(store, KEYRING, "a-key-of-my-own-choice", made)
+    keys = Keys(store, KEYRING)
     assert keys.authenticate(made).name == keys.authenticate(given).name == "operator"
     with store.reading() as session:
         rows = session.exec(select(ApiKey)).all()
@@ -34,11 +37,11 @@ def test_a_key_is_made_kept_or_given(store: Store) -> None:
             keys.authenticate(wrong)
     for weak in ("short", "has spaces in the key", "ü" * 20):
         with pytest.raises(ConfigurationError):
-            ensure_key(store, weak, None)
+            ensure_key(store, KEYRING, weak, None)
 
 
 def test_a_key_is_remembered_for_a_moment_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, keys = ensure_key(store, None, None), Keys(store)
+    key, keys = ensure_key(store, KEYRING, None, None), Keys(store, KEYRING)
     assert keys.cached(key) is None
     keys.authenticate(key)
     assert keys.cached(key) is not None
@@ -100,7 +103,7 @@ def test_the_newest_event_is_never_pruned(store: Store, monkeypatch: pytest.Monk
     with store.transaction() as session:
         for age in (9, 8):
             session.add(Event(kind="test", object_uuid=uuid4(), created_at=now() - timedelta(days=age)))
-    upkeep.prune(type("Hub", (), {"store": store})())
+    upkeep.prune(type("Hub", (), {"store": store, "audit_days": 90})())
     with store.reading() as session:
         assert len(session.exec(select(Event)).all()) == 1
 

@@ -146,7 +146,7 @@ def _hub_spawn(parts: app.Parts, project: UUID) -> tuple[float, float]:
 
 def _remove(parts: app.Parts, project: UUID) -> None:
     """Terminate the project's machines, outside of what is measured."""
-    for machine in machines.index(parts.hub, Cut(), project=project).machines:
+    for machine in machines.index(parts.hub, ACTOR, Cut(), project=project).machines:
         if not machine.status.is_final:
             machines.terminate(parts.hub, ACTOR, machine.uuid, schemas.TerminateOrder())
         while machines.show(parts.hub, machine.uuid).status != MachineStatus.terminated:

@@ -26,6 +26,7 @@ from autovibe.guest import (
     Result,
     Script,
     agent,
+    brake,
     checked_path,
     fingerprint,
     generate_key,
@@ -624,3 +625,36 @@ def test_hold_and_release_and_the_watchdog(guests: Guests, own_machine: Machine)
     scan.hold(guests, address, token="d", watchdog_seconds=60)  # of another Hub, after the first one died
     assert not scan.release(guests, address, "c")
     assert scan.release(guests, address, "d")
+
+
+def test_a_hold_for_good_has_no_watchdog_and_is_checked_as_often_as_wanted(
+    guests: Guests, own_machine: Machine
+) -> None:
+    address = own_machine.address
+    scan.hold(guests, address, token="e", watchdog_seconds=None)
+    assert scan.check(guests, address, "e")
+    assert scan.check(guests, address, "e")
+    assert not scan.check(guests, address, "f")
+    guests.forget(address)  # as after a restart of the VM; a new connection is let in
+    assert scan.check(guests, address, "e")
+    assert scan.release(guests, address, "e")
+    assert not scan.check(guests, address, "e")
+
+
+def test_a_brake_freezes_at_a_word_and_not_without_one(
+    guests: Guests, own_machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = own_machine.address
+    monkeypatch.setattr(agent, "FREEZER", "/workspace/freezer")
+    left = brake.ready(guests, address)
+    left.close()
+    assert not left.pull(1.0)
+    assert guests.exec(address, ["test", "-e", "/workspace/freezer"]).exit_status == 1
+    pulled = brake.ready(guests, address)
+    assert pulled.is_ready
+    assert pulled.pull(20.0)
+    assert not pulled.is_ready
+    assert guests.pull(address, "/workspace/freezer") == b"1\n"
+    monkeypatch.setattr(agent, "FREEZER", "/proc/none/freezer")
+    assert not brake.ready(guests, address).pull(20.0)
+    agent.freeze(guests, address, timeout_seconds=30)  # where there is nothing to freeze nothing is done

@@ -156,6 +156,9 @@ class StubDisks:
             (place / "tree").mkdir()
         return f"{storage}:{name}"
 
+    def allocate_state(self, storage: str, vmid: int, name: str, *, size: int, needed: int) -> str:
+        return self.allocate(storage, vmid, size=size, name=f"vm-{vmid}-state-{name}")
+
     def import_image(self, storage: str, vmid: int, source: Path, *, progress: Callable[[str], None]) -> str:
         if not source.is_file():
             raise DiskError(f"volume '{source.name}' does not exist")

@@ -74,7 +74,7 @@ class StubNode:
             node_port=self.port,
             guest_user=getpass.getuser(),
             min_free_gb=0,
-            **{"hub_port": free_port(), **more},
+            **{"hub_port": free_port(), "rate_limit_per_minute": 0, "rate_limit_heavy_per_minute": 0, **more},
         )
 
     def stop(self) -> None:

@@ -271,6 +271,14 @@ exec {inside} /bin/sh -c "$SSH_ORIGINAL_COMMAND"
     def agent(self, vmid: int) -> NoAgent:
         return NoAgent()
 
+    def running_as(self, vmid: int) -> dict[str, str]:
+        return {"runningmachine": "pc-i440fx-7.2", "runningcpu": "max"}
+
+    def save_state(self, vmid: int, path: Path, *, watch: Any) -> None:
+        """What runs in a guest does not outlive it here; the time it takes does."""
+        time.sleep(self.delays.get("save", 0))
+        watch(1 << 20, 0.1)
+
     def reset(self, vmid: int) -> None:
         pass
 

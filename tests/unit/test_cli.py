@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -311,6 +312,48 @@ def test_ctrl_c_leaves_a_wait_and_says_how_to_come_back(run: Run, wire: Wire, ow
     assert "autovibe machine show one --wait ready" in stderr
     assert stdout == ""
     assert "Traceback" not in stderr
+
+
+def test_watch_prints_a_line_an_event(run: Run, wire: Wire, owner: Row) -> None:
+    row = wire.put("machines", wires.machine("worker", owner))
+    machine, short = row["uuid"], row["uuid"][:8]
+    blocks = [
+        ": listening\nid: 1\n\n",
+        wires.event(2, "machine.status", machine, status="active", exit_status=3),
+        wires.event(3, "operation.step", str(UUID(int=7)), operation="spawn", machine_uuid=machine, step="clone"),
+        wires.event(4, "budget.warning", owner["uuid"], scope="project", percent=80, note="\x1b[2J"),
+        wires.event(5, "reset", None, message="Some were missed."),
+    ]
+
+    def events(_given: Row) -> Any:
+        if any(headers.get("Last-Event-ID") == "5" for *_, headers in wire.asked):
+            raise Refuse(403, "FORBIDDEN", "The key is revoked.")
+        return wires.Sse(blocks)
+
+    wire.on("GET", "/events", events)
+    result = run("watch", "-p", "hello", "-o", "worker", "-k", "machine", "-k", "operation", "--since", "1", status=5)
+    lines = [line[9:] for line in result.stdout.splitlines()]
+    assert lines[0] == f"machine.status      worker ({short})        active, exit status 3"
+    assert lines[1] == f"operation.step      worker ({short})        spawn: clone"
+    assert lines[2].startswith(f"budget.warning      hello ({owner['uuid'][:8]})         scope project, percent 80")
+    assert "\x1b" not in lines[2]
+    assert lines[3].endswith("Some were missed.")
+    asked = [(given, headers.get("Last-Event-ID")) for _, path, given, headers in wire.asked if path == "/events"]
+    assert [last for _, last in asked] == ["1", "5"]
+    assert asked[0][0] == {"project_uuid": owner["uuid"], "object_uuid": machine, "kind": "operation"}
+
+
+def test_watch_prints_an_object_a_line_as_json(run: Run, wire: Wire) -> None:
+    parts = [[wires.event(2, "machine.status", None, status="active"), wires.event(3, "hub.started", None)]]
+
+    def events(_given: Row) -> Any:
+        if not parts:
+            raise Refuse(403, "FORBIDDEN", "The key is revoked.")
+        return wires.Sse(parts.pop())
+
+    wire.on("GET", "/events", events)
+    lines = run("watch", "--json", status=5).stdout.splitlines()
+    assert [json.loads(line)["kind"] for line in lines[:2]] == ["machine.status", "hub.started"]
 
 
 # Checkpoints

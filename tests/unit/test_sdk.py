@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 import sys
@@ -176,7 +177,105 @@ def test_an_operation_is_waited_for_and_watched(wire: Wire, client: Client) -> N
 
     assert client.operations.wait(row["uuid"], watch=watch).status == "succeeded"
     assert seen == ["clone", "start", "mark"]
-    assert [given.get("wait") for _, _, given, _ in wire.asked] == [None, "1.0", "1.0"]
+    assert [given.get("wait") for _, path, given, _ in wire.asked if path != "/events"] == [None, "2.0", "2.0"]
+
+
+def test_a_wait_looks_when_an_event_tells_it_to(wire: Wire, client: Client) -> None:
+    """Three looks and one stream, however long it takes; without one it would ask every two seconds."""
+    row = wire.put("operations", wires.operation())
+    seen: list[str | None] = []
+    first_look, second_look = threading.Event(), threading.Event()
+
+    def events() -> Iterator[str]:
+        yield ": listening\nid: 6\n\n"
+        first_look.wait(10)
+        row.update(step="start")
+        yield wires.event(7, "operation.step", row["uuid"], step="start")
+        second_look.wait(10)
+        row.update(step="mark", status="succeeded")
+        yield wires.event(8, "operation.status", row["uuid"], status="succeeded")
+        first_look.clear()
+        first_look.wait(10)
+
+    def watch(operation: schemas.Operation) -> None:
+        seen.append(operation.step)
+        if len(seen) == 2:
+            first_look.set()
+        elif len(seen) == 3:
+            second_look.set()
+
+    wire.on("GET", "/events", lambda _given: wires.Sse(events()))
+    assert client.operations.wait(row["uuid"], watch=watch).status == "succeeded"
+    first_look.set()
+    assert seen == ["clone", "clone", "start", "mark"]
+    streams = [given for _, path, given, _ in wire.asked if path == "/events"]
+    assert streams == [{"object_uuid": row["uuid"]}]
+    assert [given for _, path, given, _ in wire.asked if path != "/events"] == [{}] * 4
+
+
+@pytest.mark.parametrize("refusal", [Refuse(403, "FORBIDDEN", "No."), Refuse(404, "NOT_FOUND", "An older Hub."), None])
+def test_without_a_stream_a_wait_polls_and_does_not_ask_for_one_again(
+    wire: Wire, client: Client, monkeypatch: pytest.MonkeyPatch, refusal: Refuse | None
+) -> None:
+    monkeypatch.setattr(waiting, "STREAM_SECONDS", 0.2)
+    held = threading.Event()
+
+    def events(_given: Any) -> Any:
+        if refusal is not None:
+            raise refusal
+
+        def silence() -> Iterator[str]:  # what a proxy does that passes on only whole answers
+            held.wait(10)
+            yield ""
+
+        return wires.Sse(silence())
+
+    wire.on("GET", "/events", events)
+    for _ in range(2):
+        row = wire.put("operations", wires.operation())
+        timer = threading.Timer(0.5, row.update, kwargs={"status": "succeeded"})
+        timer.start()
+        assert client.operations.wait(row["uuid"], timeout_seconds=20).status == "succeeded"
+    held.set()
+    assert len([path for _, path, *_ in wire.asked if path == "/events"]) == 1
+
+
+def test_a_stream_is_taken_up_where_it_was_and_each_event_comes_once(wire: Wire, client: Client) -> None:
+    about = str(UUID(int=1))
+    parts = [
+        [wires.event(5, "test", about, note="a\u2028b"), wires.event(8, "test", about, resume_id=5)],
+        [": listening\n\n", wires.event(8, "test", about, resume_id=5), wires.event(7, "test", about)],
+        [wires.event(9, "dropped", None, resume_id=9), wires.event(10, "test", about)],
+    ]
+    wire.on("GET", "/events", lambda _given: wires.Sse(parts.pop(0)))
+    with client.events.stream(kind="test", since=3) as stream:
+        assert [next(stream).id for _ in range(4)] == [5, 8, 7, 10]
+        assert stream.last_id == 10
+    assert [headers.get("Last-Event-ID") for *_, headers in wire.asked] == ["3", "5", "7"]
+
+
+def test_a_stream_ends_when_another_thread_closes_it(wire: Wire, client: Client) -> None:
+    held = threading.Event()
+
+    def events() -> Iterator[str]:
+        yield wires.event(1, "test", None)
+        held.wait(20)
+
+    wire.on("GET", "/events", lambda _given: wires.Sse(events()))
+    stream = client.events.stream()
+    assert next(stream).id == 1
+    threading.Timer(0.3, stream.close).start()
+    assert list(stream) == []
+    held.set()
+
+
+def test_a_stream_that_cannot_be_had_says_why(wire: Wire, client: Client) -> None:
+    with pytest.raises(errors.NotFound):
+        next(client.events.stream())
+    wire.on("GET", "/events", lambda _given: {"events": [], "next": 4, "has_more": False, "missed": None})
+    with pytest.raises(errors.InternalError, match="no event stream"):
+        next(client.events.stream())
+    assert client.events.list(object_uuid=UUID(int=2), kind=["machine", "hub"]).next == 4
 
 
 def test_a_failed_operation_raises_what_failed(wire: Wire, client: Client) -> None:
@@ -274,7 +373,29 @@ def test_a_log_is_followed_to_its_end(wire: Wire, client: Client) -> None:
 
     wire.on("GET", r"/machines/(.*)/logs", logs)
     assert "".join(chunk.text for chunk in client.machines.follow(UUID(int=1))) == text
-    assert len(wire.asked) == 3
+    assert len(wire.asked) == 4  # the first asked for a stream, and this Hub has none
+
+
+def test_a_log_is_followed_in_one_stream_and_taken_up_again(wire: Wire, client: Client) -> None:
+    text = "one\ntwo\nthree\n"
+
+    def chunk(begin: int, end: int) -> dict[str, Any]:
+        return {"offset": begin, "next_offset": end, "text": text[begin:end], "finished": end == len(text)}
+
+    def logs(given: Any, _uuid: str) -> Any:
+        offset = int(given["offset"])
+        if "follow" not in given:
+            return chunk(offset, offset + 1)
+        ends = [offset + 2, offset + 4] if offset == 0 else [len(text)]
+        blocks = []
+        for end in ends:
+            blocks.append(f"id: {end}\nevent: output\ndata: {json.dumps(chunk(offset, end))}\n\n")
+            offset = end
+        return wires.Sse([*blocks[:1], ": alive\n\n", *blocks[1:]])
+
+    wire.on("GET", r"/machines/(.*)/logs", logs)
+    assert "".join(piece.text for piece in client.machines.follow(UUID(int=1))) == text
+    assert [given["offset"] for _, _, given, _ in wire.asked] == ["0", "4", "5"]
 
 
 def test_health_is_read_also_when_it_is_bad(wire: Wire, client: Client) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +16,10 @@ from uuid import UUID, uuid4
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC).isoformat()
 Row = dict[str, Any]
+
+
+def money(micros: int) -> Row:
+    return {"amount": f"{micros / 1e6:.6f}", "currency": "USD", "micros": micros}
 
 
 def project(name: str, **more: Any) -> Row:
@@ -28,6 +32,8 @@ def project(name: str, **more: Any) -> Row:
         "current_checkpoint_uuid": None,
         "initial_checkpoint_uuid": None,
         "resource_budgets": {},
+        "resource_limits": {"money": {}, "time_hours": {}, "api_calls": {}},
+        "resource_usage_today": {"money": {"used": money(0), "reserved": money(0)}, "time_hours": {}, "api_calls": {}},
         "active_machine_count": 0,
         "checkpoint_count": 0,
         "created_at": NOW,
@@ -125,6 +131,19 @@ class Drop(Exception):
     """Close the connection without an answer."""
 
 
+class Sse:
+    """Answer server-sent events: the blocks as they come out of `blocks`, then the connection ends."""
+
+    def __init__(self, blocks: Iterable[str]) -> None:
+        self.blocks = blocks
+
+
+def event(id: int, kind: str, about: str | None, resume_id: int | None = None, **body: Any) -> str:
+    """One event as a stream carries it."""
+    data = {"id": id, "kind": kind, "object_uuid": about, "project_uuid": None, "body": body, "created_at": NOW}
+    return f"id: {id if resume_id is None else resume_id}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
 class Wire:
     """The rows, what was asked, and answers of a test's own: `routes` are (method, pattern) -> function, first wins."""
 
@@ -149,7 +168,7 @@ class Wire:
                 return answer(given, *match.groups())
         if match := re.fullmatch(r"/projects/([^/]+)/checkpoints", path):
             return self._page("checkpoints", given, {"project_uuid": match[1]})
-        if match := re.fullmatch(r"/(\w+)", path):
+        if (match := re.fullmatch(r"/(\w+)", path)) and match[1] in self.rows:
             return self._page(
                 match[1], given, {key: given[key] for key in ("name", "status", "project_uuid") if key in given}
             )
@@ -183,8 +202,13 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Wire]:
             self._respond("GET", parts.path, dict(parse_qsl(parts.query)))
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            self._respond("POST", self.path, json.loads(self.rfile.read(length) or b"{}"))
+            self._respond("POST", self.path, self._body())
+
+        def do_PUT(self) -> None:
+            self._respond("PUT", self.path, self._body())
+
+        def _body(self) -> Row:
+            return dict(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"))
 
         def _respond(self, method: str, path: str, given: Row) -> None:
             path = path.removeprefix("/api/v1")
@@ -200,12 +224,25 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Wire]:
             except Drop:
                 self.close_connection = True
                 return
+            if isinstance(body, Sse):
+                self._stream(body)
+                return
             payload = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)
+
+        def _stream(self, body: Sse) -> None:
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            for block in body.blocks:
+                self.wfile.write(block.encode())
+                self.wfile.flush()
 
         def log_message(self, *_: Any) -> None:
             """Quiet."""

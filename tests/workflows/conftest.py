@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
-from sqlmodel import SQLModel, select
+from sqlmodel import SQLModel, col, select
 
 from autovibe import app, schemas
 from autovibe.assets import asset
-from autovibe.domain import Allotment, Checkpoint, Machine, Operation, Project
+from autovibe.domain import Allotment, Checkpoint, Machine, Operation, Project, Reservation
 from autovibe.domain.actor import Actor
 from autovibe.hub import Hub, checkpoints, machines, projects
 from autovibe.hypervisor import Proxmox, read
@@ -41,17 +41,19 @@ def node() -> Iterator[StubNode]:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What there is on the node, and what the hub has allotted."""
+    """What there is on the node, what the hub has allotted, and what it holds of budgets."""
 
     vms: dict[int, tuple[str, ...]]  # vmid -> snapshots
     volumes: frozenset[str]
     allotments: frozenset[int]
+    reservations: frozenset[UUID] = frozenset()
 
     def __sub__(self, other: Inventory) -> Inventory:
         return Inventory(
             {vmid: names for vmid, names in self.vms.items() if other.vms.get(vmid) != names},
             self.volumes - other.volumes,
             self.allotments - other.allotments,
+            self.reservations - other.reservations,
         )
 
 
@@ -61,6 +63,8 @@ NOTHING = Inventory({}, frozenset(), frozenset())
 def inventory(proxmox: Proxmox, store: Store) -> Inventory:
     with store.reading() as session:
         allotments = frozenset(session.exec(select(Allotment.vmid)))
+        open_ones = select(Reservation.uuid).where(col(Reservation.closed_at).is_(None))
+        reservations = frozenset(session.exec(open_ones))
     return Inventory(
         {
             vm.vmid: tuple(found.name for found in read.snapshots(proxmox, vm.vmid))
@@ -69,6 +73,7 @@ def inventory(proxmox: Proxmox, store: Store) -> Inventory:
         },
         frozenset(found["volid"] for found in proxmox.get(f"nodes/{proxmox.node}/storage/local-lvm/content")),
         allotments,
+        reservations,
     )
 
 

@@ -20,7 +20,8 @@ from uuid import UUID
 
 from autovibe import app, schemas, workflows
 from autovibe.domain.actor import Actor
-from autovibe.hub import checkpoints, machines
+from autovibe.errors import LimitExceeded
+from autovibe.hub import blocking, checkpoints, machines
 from autovibe.settings import load
 from autovibe.workflows import Step, Workflow, World
 
@@ -75,6 +76,8 @@ def main() -> None:
         "terminate": lambda machine, **order: machines.terminate(
             hub, ACTOR, UUID(machine), schemas.TerminateOrder(**order)
         ),
+        "block": lambda machine: blocking.block(hub, UUID(machine), LimitExceeded(details={"scope": "machine"})),
+        "resume": lambda machine: blocking.resume(hub, ACTOR, UUID(machine)),
     }
     print(json.dumps({"ready": hub.name}), flush=True)
     for line in sys.stdin:

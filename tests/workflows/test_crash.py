@@ -24,6 +24,7 @@ from autovibe.store import Store
 from autovibe.workflows import steps_of
 from tests.stub.node import StubNode
 from tests.workflows.conftest import HubProcess, Inventory, Rows, inventory, make_project, remove_vms
+from tests.workflows.test_steps import eventually
 
 
 @dataclass
@@ -146,7 +147,7 @@ def test_killed_at_every_step_of_spawn(mortal: Mortal) -> None:
     assert len(mortal.all(Machine)) == len(mortal.all(Operation)) == 1
     made = mortal.inventory() - before
     assert made.vms == {machine.vmid: ()}
-    assert made.allotments == {machine.vmid}
+    assert (made.allotments, made.reservations) == ({machine.vmid}, {machine.reservation_uuid})
     assert machine.vmid is not None
     assert read.owner(mortal.proxmox, machine.vmid) == machine.uuid
 
@@ -184,6 +185,7 @@ def test_killed_at_every_step_of_terminate(mortal: Mortal, with_checkpoint: bool
     ended = mortal.machine("m1")
     assert (ended.status, ended.terminated_at is not None) == ("terminated", True)
     made = mortal.inventory() - before
+    assert made.reservations == frozenset()
     if with_checkpoint:
         final = mortal.all(Checkpoint, machine_uuid=machine.uuid)
         assert [row.status for row in final] == ["ready"]
@@ -195,6 +197,46 @@ def test_killed_at_every_step_of_terminate(mortal: Mortal, with_checkpoint: bool
         assert (vm.status, vm.tags) == ("stopped", ("autovibe-checkpoints",))
     else:
         assert made == Inventory({}, frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_killed_at_every_step_of_block(mortal: Mortal) -> None:
+    machine = mortal.spawned("m1")
+    before = mortal.inventory()
+    deadly = moments("block", "start", "block.snapshot.during", "block.keep.during")
+    mortal.ask("block", deadly, machine=str(machine.uuid))
+    assert mortal.finish(object_uuid=machine.uuid, kind="block").error is None
+    eventually(lambda: mortal.met() == set(deadly))  # it dies once more after its mark
+    mortal.keep_alive()
+    blocked = mortal.machine("m1")
+    assert (blocked.status, blocked.reservation_uuid, blocked.metered_at) == ("budget_blocked", None, None)
+    checkpoint = mortal.all(Checkpoint, machine_uuid=machine.uuid)[0]
+    assert (checkpoint.status, checkpoint.type) == ("ready", "automatic")
+    assert blocked.blocked is not None
+    assert machine.vmid is not None
+    kept = {snapshot_name(checkpoint.uuid), blocked.blocked["ram"]}
+    assert set((mortal.inventory() - before).vms[machine.vmid]) == kept
+    vm = read.find_vm(mortal.proxmox, machine.vmid)
+    assert vm is not None
+    assert vm.status == "stopped"
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_killed_at_every_step_of_resume(mortal: Mortal) -> None:
+    machine = mortal.spawned("m1")
+    before = mortal.inventory()
+    mortal.ask("block", [], machine=str(machine.uuid))
+    assert mortal.finish(object_uuid=machine.uuid, kind="block").error is None
+    deadly = moments("resume", "start", "resume.start.during", "resume.forget.during")
+    mortal.ask("resume", deadly, machine=str(machine.uuid))
+    assert mortal.finish(object_uuid=machine.uuid, kind="resume").error is None
+    eventually(lambda: mortal.met() == set(deadly))  # it dies once more after its mark
+    mortal.keep_alive()
+    resumed = mortal.machine("m1")
+    assert (resumed.status, resumed.blocked) == ("active", None)
+    assert resumed.reservation_uuid is not None
+    checkpoint = mortal.all(Checkpoint, machine_uuid=machine.uuid)[0]
+    assert (mortal.inventory() - before).vms == {machine.vmid: (snapshot_name(checkpoint.uuid),)}
 
 
 def test_two_hubs_share_a_database_and_one_is_killed_while_it_spawns(

@@ -103,7 +103,9 @@ def test_every_step_may_be_repeated(make_hub: MakeHub, monkeypatch: pytest.Monke
     machine = live.spawned(prompt="echo once >> /workspace/runs", file_modifications={"/workspace/a": "here"})
     eventually(lambda: live.get(Machine, machine.uuid).status == "active")
     assert run_in(live, machine, "cat", "/workspace/runs", "/workspace/a") == "once\nhere"
-    assert (live.inventory() - before).vms == {machine.vmid: ()}
+    made = live.inventory() - before
+    assert (made.vms, made.reservations) == ({machine.vmid: ()}, {machine.reservation_uuid})
+    assert machine.metered_at is not None
 
     operation = live.await_end(live.checkpoint(machine.uuid, label="A").uuid)
     assert operation.status == "succeeded", operation.error
@@ -119,7 +121,8 @@ def test_every_step_may_be_repeated(make_hub: MakeHub, monkeypatch: pytest.Monke
     assert {vmid: set(names) for vmid, names in made.vms.items()} == {
         ended.vmid: {snapshot_name(row.uuid) for row in checkpoints}
     }
-    assert made.allotments == {ended.vmid}
+    assert (made.allotments, made.reservations) == ({ended.vmid}, frozenset())
+    assert (ended.metered_at, ended.reservation_uuid) == (None, None)
 
 
 # A failure at each step
@@ -283,10 +286,10 @@ def test_a_guest_cannot_tell_another_machines_address_as_its_own(live: LiveHub) 
     assert owner.address is not None
     assert owner.port is not None
     with pytest.raises(NotYet, match=owner.name):
-        spawning._require_own(live.hub.workflows.world, other, owner.address, owner.port)
-    spawning._require_own(live.hub.workflows.world, owner, owner.address, owner.port)
+        spawning.require_own(live.hub.workflows.world, other, owner.address, owner.port)
+    spawning.require_own(live.hub.workflows.world, owner, owner.address, owner.port)
     live.terminated(owner.uuid)
-    spawning._require_own(live.hub.workflows.world, other, owner.address, owner.port)
+    spawning.require_own(live.hub.workflows.world, other, owner.address, owner.port)
 
 
 def test_a_node_that_is_away_delays_the_cleanup_until_it_is_back(

@@ -10,14 +10,16 @@ from starlette.concurrency import run_in_threadpool
 
 from autovibe import schemas
 from autovibe.api.deps import ActorHere, HubHere, OnceHere, Wait, WaitFor, large, seconds_to_wait, until
-from autovibe.api.v1.machines import awaited
-from autovibe.hub import checkpoints, machines
-from autovibe.types import CheckpointStatus
+from autovibe.api.guard import Guarded, needs
+from autovibe.api.v1.machines import PLANNED, DryRun, awaited
+from autovibe.hub import checkpoints, machines, plans
+from autovibe.types import CheckpointStatus, Role
 
-router = APIRouter(tags=["checkpoints"])
+router = APIRouter(tags=["checkpoints"], route_class=Guarded)
 
 
 @router.get("/checkpoints/{checkpoint_uuid}", response_model=schemas.Checkpoint)
+@needs(Role.viewer, checkpoint_uuid="checkpoint")
 async def show(
     hub: HubHere,
     checkpoint_uuid: UUID,
@@ -42,22 +44,27 @@ async def show(
     )
 
 
-@router.post("/checkpoints/{checkpoint_uuid}/spawn", status_code=201)
+@router.post("/checkpoints/{checkpoint_uuid}/spawn", status_code=201, response_model=schemas.Machine, responses=PLANNED)
+@needs(Role.operator, checkpoint_uuid="checkpoint", is_heavy=True)
 async def spawn(
     hub: HubHere,
     actor: ActorHere,
     once: OnceHere,
     checkpoint_uuid: UUID,
     order: schemas.SpawnFromCheckpointOrder,
+    dry_run: DryRun = False,
     wait: Wait = None,
     wait_for: WaitFor = None,
-) -> schemas.Machine:
+) -> Any:
     """Spawn a machine from a checkpoint, in the checkpoint's project."""
+    if dry_run:
+        return large(await run_in_threadpool(plans.plan_from, hub, actor, checkpoint_uuid, order))
     machine = await run_in_threadpool(machines.spawn_from, hub, actor, checkpoint_uuid, order, once)
     return await awaited(hub, machine, wait, wait_for)
 
 
 @router.get("/checkpoints/{base_uuid}/diff/{target_uuid}", response_model=schemas.Diff)
+@needs(Role.viewer, base_uuid="checkpoint", target_uuid="checkpoint")
 def diff(hub: HubHere, base_uuid: UUID, target_uuid: UUID) -> Any:
     """What changed from the base checkpoint to the target, by path."""
     return large(checkpoints.diff(hub, base_uuid, target_uuid))

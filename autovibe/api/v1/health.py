@@ -8,13 +8,15 @@ from fastapi import APIRouter, Request
 
 from autovibe import schemas
 from autovibe.api.deps import HubHere
+from autovibe.api.guard import Guarded, open_to_all
 from autovibe.api.requests import Traffic
 from autovibe.hub import health
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Guarded)
 
 
 @router.get("/health")
+@open_to_all
 def show(hub: HubHere, request: Request) -> schemas.Health:
     """Whether the Hub, its database, its Proxmox and its API do their work."""
     traffic = cast(Traffic, request.app.state.traffic)

@@ -18,26 +18,43 @@ from autovibe.api.deps import (
     Wait,
     WaitFor,
     converse,
+    large,
     seconds_to_wait,
     until,
 )
+from autovibe.api.guard import Guarded, needs
 from autovibe.api.v1 import following
-from autovibe.hub import checkpoints, machines, output
-from autovibe.types import CheckpointStatus, MachineStatus, Name
+from autovibe.hub import blocking, checkpoints, machines, output, plans, usage
+from autovibe.types import CheckpointStatus, MachineStatus, Name, Role
 
-router = APIRouter(tags=["machines"])
+router = APIRouter(tags=["machines"], route_class=Guarded)
 
 
-@router.post("/machines", status_code=201)
+DryRun = Annotated[
+    bool,
+    Query(
+        description="Answer 200 with the plan: what it would use, where, how, and what stands against it; do nothing."
+    ),
+]
+PLANNED: dict[int | str, dict[str, Any]] = {200: {"model": schemas.SpawnPlan, "description": "The plan of a dry run"}}
+
+
+@router.post(
+    "/machines", status_code=201, response_model=schemas.Machine, responses=PLANNED, description=plans.DESCRIPTION
+)
+@needs(Role.operator, narrows=True, is_heavy=True)
 async def spawn(
     hub: HubHere,
     actor: ActorHere,
     once: OnceHere,
     order: schemas.MachineOrder,
+    dry_run: DryRun = False,
     wait: Wait = None,
     wait_for: WaitFor = None,
-) -> schemas.Machine:
+) -> Any:
     """Spawn a machine; answers at once with status `spawning`, or with `wait` when it is reachable or has failed."""
+    if dry_run:
+        return large(await run_in_threadpool(plans.plan, hub, actor, order))
     machine = await run_in_threadpool(machines.spawn, hub, actor, order, once)
     return await awaited(hub, machine, wait, wait_for)
 
@@ -52,6 +69,7 @@ async def awaited(
         lambda: machines.show(hub, machine.uuid),
         _has_finished if wait_for == "finished" else _is_up,
         seconds_to_wait(wait, wait_for),
+        machine,
     )
 
 
@@ -65,26 +83,30 @@ def _has_finished(machine: schemas.Machine) -> bool:
     return machine.prompt is None and machine.status != MachineStatus.spawning
 
 
-@router.get("/machines")
+@router.get("/machines", response_model=schemas.MachinePage)
+@needs(Role.viewer, narrows=True)
 def index(
     hub: HubHere,
+    actor: ActorHere,
     part: CutHere,
     status: Annotated[list[MachineStatus] | None, Query(description="Only these; may be given several times.")] = None,
     project_uuid: UUID | None = None,
     name: Name | None = None,
-) -> schemas.MachinePage:
+) -> Any:
     """List machines, last spawned first."""
-    return machines.index(hub, part, statuses=status or (), project=project_uuid, name=name)
+    return large(machines.index(hub, actor, part, statuses=status or (), project=project_uuid, name=name))
 
 
-@router.get("/machines/{machine_uuid}")
-async def show(hub: HubHere, machine_uuid: UUID, wait: Wait = None, wait_for: WaitFor = None) -> schemas.Machine:
+@router.get("/machines/{machine_uuid}", response_model=schemas.Machine)
+@needs(Role.viewer, machine_uuid="machine", own_machine=True)
+async def show(hub: HubHere, machine_uuid: UUID, wait: Wait = None, wait_for: WaitFor = None) -> Any:
     """Show a machine; with `wait`, when it is reachable (or its prompt has ended), or the seconds have passed."""
     machine = await run_in_threadpool(machines.show, hub, machine_uuid)
-    return await awaited(hub, machine, wait, wait_for) if seconds_to_wait(wait, wait_for) else machine
+    return large(await awaited(hub, machine, wait, wait_for))
 
 
 @router.post("/machines/{machine_uuid}/terminate")
+@needs(Role.operator, machine_uuid="machine")
 async def terminate(
     hub: HubHere,
     actor: ActorHere,
@@ -109,6 +131,7 @@ async def terminate(
 
 
 @router.post("/machines/{machine_uuid}/checkpoint", status_code=201)
+@needs(Role.operator, machine_uuid="machine", own_machine=True, is_heavy=True)
 async def checkpoint(
     hub: HubHere,
     actor: ActorHere,
@@ -127,10 +150,49 @@ async def checkpoint(
         lambda: checkpoints.show(hub, made.uuid),
         lambda shown: shown.status != CheckpointStatus.creating,
         seconds_to_wait(wait),
+        made,
     )
 
 
+@router.post("/machines/{machine_uuid}/resume")
+@needs(Role.operator, machine_uuid="machine")
+async def resume(
+    hub: HubHere,
+    actor: ActorHere,
+    once: OnceHere,
+    machine_uuid: UUID,
+    order: schemas.ResumeOrder | None = None,
+    wait: Wait = None,
+) -> schemas.Machine:
+    """Let a machine that was blocked at a limit go on, where it fits into its budgets again.
+
+    Answers at once with status `restoring`, or with `wait` when it runs, or is blocked again because that failed.
+    """
+    await run_in_threadpool(blocking.resume, hub, actor, machine_uuid, order, once)
+    return await until(
+        hub,
+        [machine_uuid],
+        lambda: machines.show(hub, machine_uuid),
+        lambda shown: shown.status != MachineStatus.restoring,
+        seconds_to_wait(wait),
+    )
+
+
+@router.post("/machines/{machine_uuid}/usage")
+@needs(Role.operator, machine_uuid="machine", own_machine=True)
+def report_usage(
+    hub: HubHere, actor: ActorHere, once: OnceHere, machine_uuid: UUID, order: schemas.UsageOrder
+) -> schemas.UsageReply:
+    """Report model calls and money a machine used, with its own key from inside, or an operator's.
+
+    They are charged against machine, project and pool at once; where they do not fit nothing is charged (409), and the
+    machine is blocked.
+    """
+    return usage.report(hub, actor, machine_uuid, order, once)
+
+
 @router.post("/machines/{machine_uuid}/exec")
+@needs(Role.operator, machine_uuid="machine")
 async def exec_in_guest(hub: HubHere, machine_uuid: UUID, order: schemas.ExecOrder) -> schemas.ExecResult:
     """Run a command in the guest and answer its output; a time-out answers exit status 124."""
     await until(
@@ -144,6 +206,7 @@ async def exec_in_guest(hub: HubHere, machine_uuid: UUID, order: schemas.ExecOrd
 
 
 @router.get("/machines/{machine_uuid}/ssh")
+@needs(Role.viewer, machine_uuid="machine")
 def ssh(hub: HubHere, machine_uuid: UUID) -> schemas.MachineSsh:
     """Where OpenSSH reaches the machine, and its pinned host key."""
     return machines.ssh(hub, machine_uuid)
@@ -154,6 +217,7 @@ def ssh(hub: HubHere, machine_uuid: UUID) -> schemas.MachineSsh:
     response_model=schemas.LogChunk,
     responses={200: {"content": {"text/plain": {}, "text/event-stream": {}}}},
 )
+@needs(Role.viewer, machine_uuid="machine")
 async def logs(
     request: Request,
     hub: HubHere,

@@ -6,6 +6,10 @@ of it · freeze · flush. {"do": "release"}: thaw, and tell whether nothing move
 frozen, no group is new, and systemd has started nothing (which timers would show up as). Whoever logs in meanwhile
 waits: their process is born into a frozen group.
 
+A hold whose `watchdog_seconds` is null is for good: nothing thaws it but a release, also when the VM goes on from its
+saved RAM. Only the door is open then: who logs in works, while everything that ran before is still. {"do": "check"}
+tells whether nothing moved so far, and a login counts as a move.
+
 Where there is no systemd and no cgroup tree of our own (a container on somebody's host) there is nothing to freeze.
 """
 
@@ -31,6 +35,7 @@ ESSENTIAL = re.compile(
     r"|qemu-guest-agent\.service|system-modprobe\.slice|.*\.(mount|swap|socket|device))$"
 )
 OURS = "autovibe-hold-"
+DOOR = re.compile(r"^(user\.slice|sshd?(@.*)?\.service|system-sshd?\.slice)$")
 
 
 def read(path: str) -> str:
@@ -196,7 +201,7 @@ def is_frozen(path: str) -> bool:
 
 def thaw(note: dict[str, Any]) -> None:
     """Undo everything the note tells; harmless when some of it is undone already."""
-    for path in note.get("groups", []):
+    for path in note.get("groups", []) + note.get("open", []):
         put(path + "/cgroup.freeze", "0")
     moved: dict[str, Any] = note.get("moved", {})
     if moved.get("from") and os.path.isdir(moved["from"]):
@@ -251,17 +256,20 @@ def hold(order: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
     thaw(note)  # of a Hub that did not come back
     note.clear()
     found = groups(cgroups)
-    note.update(boot=boot(), token=token, cgroups=cgroups, groups=found, jobs="", watchdog=0, moved={})
+    note.update(boot=boot(), token=token, cgroups=cgroups, groups=found, open=[], jobs="", watchdog=0, moved={})
     try:
         note["moved"] = step_out(cgroups, token, found)
         held_by = connection()
-        note["watchdog"] = spawn(lambda: watch(token, order["watchdog_seconds"], held_by))
+        if order["watchdog_seconds"] is not None:
+            note["watchdog"] = spawn(lambda: watch(token, order["watchdog_seconds"], held_by))
         write_note(note)
         freeze(found)
         while new := [path for path in groups(cgroups) if path not in note["groups"]]:
             note["groups"] += new
             write_note(note)
             freeze(new)
+        if order["watchdog_seconds"] is None:
+            open_door(note)
         note["jobs"] = jobs(cgroups)
         if is_own_system():
             os.sync()
@@ -272,27 +280,66 @@ def hold(order: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
     return {"held": True, "groups": len(note["groups"])}
 
 
+def open_door(note: dict[str, Any]) -> None:
+    """Freeze each session and user manager by itself instead of all of `user.slice`, where new ones are born."""
+    note["open"] = [path for path in note["groups"] if DOOR.match(os.path.basename(path))]
+    sessions = sessions_of(note["cgroups"])
+    note["groups"] = [path for path in note["groups"] if path not in note["open"]] + sessions
+    write_note(note)
+    freeze(sessions)
+    for path in note["open"]:
+        put(path + "/cgroup.freeze", "0")
+
+
+def sessions_of(cgroups: str) -> list[str]:
+    """What `user.slice` holds: a group a session, and one a user manager."""
+    users = subgroups(cgroups + "/user.slice") if cgroups else []
+    found = [group for user in users for group in subgroups(user)]
+    return [group for group in found if "populated 1" in read(group + "/cgroup.events")]
+
+
+def subgroups(path: str) -> list[str]:
+    try:
+        return sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
+def check(order: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
+    if note.get("token") != order["token"]:
+        return {"held": False, "why": "the watchdog has thawed the guest"}
+    why = broken(note)
+    return {"held": not why, "why": why}
+
+
 def release(order: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
     if note.get("token") != order["token"]:
         return {"held": False, "why": "the watchdog has thawed the guest"}
-    cgroups = note["cgroups"]
-    why = ""
-    if moved := [path for path in note["groups"] if os.path.isdir(path) and not is_frozen(path)]:
-        why = f"{moved[0]} was thawed"
-    elif new := [path for path in groups(cgroups) if path not in note["groups"]]:
-        why = f"{new[0]} has come up"
-    elif jobs(cgroups) != note["jobs"]:
-        why = "systemd has started or stopped something"
+    why = broken(note)
     thaw(note)
     note.clear()
     return {"held": not why, "why": why}
+
+
+def broken(note: dict[str, Any]) -> str:
+    """What moved since the hold, "" for nothing."""
+    cgroups = note["cgroups"]
+    if moved := [path for path in note["groups"] if os.path.isdir(path) and not is_frozen(path)]:
+        return f"{moved[0]} was thawed"
+    known = note["groups"] + note["open"]
+    sessions = sessions_of(cgroups) if note["open"] else []
+    if new := [path for path in groups(cgroups) + sessions if path not in known]:
+        return f"{new[0]} has come up"
+    if jobs(cgroups) != note["jobs"]:
+        return "systemd has started or stopped something"
+    return ""
 
 
 def main() -> None:
     order = json.loads(sys.stdin.buffer.readline())
     try:
         with noted() as note:
-            answer = (hold if order["do"] == "hold" else release)(order, note)
+            answer = {"hold": hold, "check": check, "release": release}[order["do"]](order, note)
     except OSError as error:
         sys.exit(f"the guest cannot be held: {error}")
     print(json.dumps(answer))

@@ -1,0 +1,335 @@
+"""Accounts: which there are for whom, their limits, and the one way in which their sums change.
+
+`move` is that way. It holds all accounts concerned (in one order, so that no two transactions wait for each other in a
+circle), looks whether every limit allows the change, and writes all of it or nothing; a refusal leaves the transaction
+as it was, to be gone on with. It takes two statements on SQLite and three on PostgreSQL, however many accounts there
+are, and a few more where it opens some.
+
+PostgreSQL's locks are taken in this order everywhere: rows of projects and machines, the reservation, the limits,
+accounts. So one transaction works with one reservation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import and_, or_, text
+from sqlalchemy.dialects import postgresql
+from sqlmodel import Session, col, func, select
+
+from autovibe.domain import Account, Machine, Project
+from autovibe.domain.budget import (
+    DAILY,
+    LIFE,
+    MOST_MICROS,
+    SYSTEM,
+    WARNINGS,
+    Scope,
+    effective_limit,
+    explicit_limits,
+    machine_limits,
+)
+from autovibe.domain.columns import now
+from autovibe.errors import LimitExceeded, NotFound
+from autovibe.store import rows
+from autovibe.types import MICROS, ProjectStatus, Resource
+
+
+class Key(NamedTuple):
+    """Names one account."""
+
+    scope: Scope
+    owner_uuid: UUID
+    period: str
+    resource: Resource
+
+
+class Move(NamedTuple):
+    """By how much an account's sums change. What makes their total grow needs the limit's leave."""
+
+    reserved: int
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Whose accounts a reservation is held of; without a machine those of the project and the pool."""
+
+    project_uuid: UUID
+    machine_uuid: UUID | None = None
+
+    def keys(self, period: str, resource: Resource) -> list[Key]:
+        """The accounts: the pool's and the project's of the day, and the machine's of its life."""
+        keys = [Key(Scope.system, SYSTEM, period, resource), Key(Scope.project, self.project_uuid, period, resource)]
+        if self.machine_uuid is not None:
+            keys.append(Key(Scope.machine, self.machine_uuid, LIFE, resource))
+        return keys
+
+
+Pool = Mapping[Resource, int]
+
+
+def move(
+    session: Session,
+    moves: Mapping[Key, Move],
+    pool: Pool,
+    currency: str,
+    project: UUID,
+    machine: Machine | None = None,
+) -> None:
+    """Change the accounts. Raises LimitExceeded naming one that has too little; nothing is changed then.
+
+    `machine`: one of which the transaction has the row, so that it need not be read again.
+    """
+    wanted = {key: change for key, change in moves.items() if change != (0, 0)}
+    if not wanted:
+        return
+    if _is_postgres(session):
+        _open(session, wanted, pool, machine)
+    found = _held(session, _are(wanted))
+    missing = [key for key in wanted if key not in found]  # on SQLite, where nobody else can open them now
+    found |= _opened(session, missing, pool, machine)
+    for key in sorted(wanted):
+        if error := shortage(session, found[key], sum(wanted[key]), currency):
+            raise error
+    session.add_all(found[key] for key in missing)
+    for key, change in wanted.items():
+        account = found[key]
+        account.reserved_micros += change.reserved
+        account.used_micros += change.used
+        _allocate(account)
+        if change.used:
+            _warn(session, account, project)
+
+
+def read(session: Session, keys: Collection[Key], pool: Pool) -> dict[Key, Account]:
+    """The accounts, those not opened yet as they would be opened now. Writes and holds nothing."""
+    statement = select(Account).where(_are(keys)).execution_options(populate_existing=True)
+    found = {_key_of(account): account for account in session.exec(statement).all()}
+    return found | _opened(session, [key for key in keys if key not in found], pool)
+
+
+def shortage(session: Session, account: Account, amount: int, currency: str, machine: str = "") -> LimitExceeded | None:
+    """Why the account cannot take so much more; None where it can. `machine` names one that has no row yet."""
+    taken = account.used_micros + account.reserved_micros
+    limit = MOST_MICROS if account.limit_micros is None else min(account.limit_micros, MOST_MICROS)
+    if amount <= 0 or taken + amount <= limit:
+        return None
+    key = _key_of(account)
+    if key.scope == Scope.system:
+        owner, remedy = "The pool of all projects", "the settings 'pool_daily_…'"
+    elif key.scope == Scope.project:
+        owner, remedy = f"Project '{_name(session, Project, key)}'", "its budget or greediness"
+    else:
+        owner, remedy = f"Machine '{machine or _name(session, Machine, key)}'", "its constraints"
+    when = "in its life" if key.period == LIFE else f"on {key.period} (UTC)"
+    unit = _unit(key.resource, currency)
+    return LimitExceeded(
+        f"{owner} has {shown(max(limit - taken, 0), unit)} left of {shown(limit, unit)} {when}, and "
+        f"{shown(amount, unit)} is needed; raise {remedy}, or wait until something is released.",
+        details={
+            "scope": str(key.scope),
+            "resource": str(key.resource),
+            "period": key.period,
+            "limit_micros": account.limit_micros,
+            "used_micros": account.used_micros,
+            "reserved_micros": account.reserved_micros,
+            "requested_micros": amount,
+        },
+    )
+
+
+def shown(micros: int, unit: str) -> str:
+    """An amount as a person reads it."""
+    text = f"{micros / MICROS:,.6f}" if micros < MICROS else f"{micros / MICROS:,.4f}"
+    return text.rstrip("0").rstrip(".") + f" {unit}"
+
+
+def _unit(resource: Resource, currency: str) -> str:
+    return {
+        Resource.money: currency,
+        Resource.time_hours: "h",
+        Resource.api_calls: "API calls",
+        Resource.cpu_hours: "CPU hours",
+        Resource.storage_gb: "GB",
+    }[resource]
+
+
+def _name(session: Session, model: type[Project] | type[Machine], key: Key) -> str:
+    name = session.exec(select(col(model.name)).where(col(model.uuid) == key.owner_uuid)).first()
+    return name or str(key.owner_uuid)
+
+
+# Limits
+
+
+def limits_of(
+    session: Session, keys: Collection[Key], pool: Pool, machine: Machine | None = None
+) -> dict[Key, int | None]:
+    """What settings, projects, greediness and constraints give these accounts now, read anew. Raises NotFound."""
+    known = {machine.uuid: machine} if machine is not None else {}
+    projects = _rows(session, Project, {key.owner_uuid for key in keys if key.scope == Scope.project})
+    unknown = {key.owner_uuid for key in keys if key.scope == Scope.machine} - set(known)
+    machines = known | _rows(session, Machine, unknown)
+    total = _greediness(session) if projects else 0.0
+    found: dict[Key, int | None] = {}
+    for key in keys:
+        if key.scope == Scope.system:
+            found[key] = pool.get(key.resource)
+        elif key.scope == Scope.machine:
+            found[key] = machine_limits(machines[key.owner_uuid]).get(key.resource)
+        else:
+            found[key] = project_limit(projects[key.owner_uuid], key.resource, total, pool)
+    return found
+
+
+def project_limit(project: Project, resource: Resource, greediness: float, pool: Pool) -> int | None:
+    """The project's daily limit; `greediness` is the sum over the active projects."""
+    if resource not in DAILY:
+        return None
+    total = greediness if project.status == ProjectStatus.active else greediness + project.greediness
+    return effective_limit(explicit_limits(project).get(resource), project.greediness, total, pool.get(resource))
+
+
+def refit(session: Session, pool: Pool, since: str) -> None:
+    """Give the daily accounts from that day on the limits of now. What is taken above a lower limit stays allocated."""
+    guard_limits(session, is_changing=True)
+    daily = col(Account.scope).in_([Scope.system, Scope.project]) & (col(Account.period) >= since)
+    _set_limits(session, _held(session, daily), pool)
+
+
+def refit_machine(session: Session, machine: UUID, pool: Pool) -> None:
+    """Give a machine's accounts the limits of its constraints."""
+    guard_limits(session, is_changing=True)
+    own = (col(Account.scope) == Scope.machine) & (col(Account.owner_uuid) == machine)
+    _set_limits(session, _held(session, own), pool)
+
+
+def _set_limits(session: Session, found: Mapping[Key, Account], pool: Pool) -> None:
+    for key, limit in limits_of(session, found, pool).items():
+        account = found[key]
+        if account.limit_micros != limit:
+            account.limit_micros = limit
+            account.warned_percent = 0  # the percents of another limit are told anew
+            _allocate(account)
+
+
+def guard_limits(session: Session, *, is_changing: bool = False) -> None:
+    """Keep limits from changing while accounts are opened by them, until the end of the transaction: or an account
+    opened at the same moment by a limit of before would keep it all day. SQLite has one writer, and no need of it.
+    """
+    lock(session, "limits", is_shared=not is_changing)
+
+
+def lock(session: Session, name: str, *, is_shared: bool = False) -> None:
+    """Have what bears this name to oneself until the end of the transaction."""
+    if _is_postgres(session):
+        number = int.from_bytes(hashlib.sha256(f"ledger {name}".encode()).digest()[:8], signed=True)
+        kind = "pg_advisory_xact_lock_shared" if is_shared else "pg_advisory_xact_lock"
+        session.execute(text(f"SELECT {kind}(:number)"), {"number": number})
+
+
+def _is_postgres(session: Session) -> bool:
+    return session.get_bind().dialect.name == "postgresql"
+
+
+def _greediness(session: Session) -> float:
+    active = select(func.sum(Project.greediness)).where(Project.status == ProjectStatus.active)
+    return float(session.exec(active).one() or 0.0)
+
+
+def _rows(session: Session, model: Any, uuids: Collection[UUID]) -> dict[UUID, Any]:
+    if not uuids:
+        return {}
+    fresh = select(model).where(col(model.uuid).in_(uuids)).execution_options(populate_existing=True)
+    found = {row.uuid: row for row in session.exec(fresh).all()}
+    for uuid in uuids:
+        if uuid not in found:
+            noun = rows.noun_of(model)
+            raise NotFound(f"There is no {noun} '{uuid}'.", details={"object": noun, "uuid": str(uuid)})
+    return found
+
+
+# Rows
+
+
+def _open(session: Session, keys: Collection[Key], pool: Pool, machine: Machine | None) -> None:
+    """Have rows of all of them, committed or ours, before any is held."""
+    known = select(Account.scope, Account.owner_uuid, Account.period, Account.resource).where(_are(keys))
+    there = {tuple(row) for row in session.exec(known).all()}
+    missing = [key for key in keys if tuple(key) not in there]
+    if not missing:
+        return
+    if machine is None or any(key.owner_uuid != machine.uuid for key in missing):
+        guard_limits(session)
+    opened = _opened(session, missing, pool, machine)
+    values = [opened[key].model_dump() for key in sorted(opened)]
+    session.execute(postgresql.insert(Account).values(values).on_conflict_do_nothing())
+
+
+def _opened(session: Session, keys: Collection[Key], pool: Pool, machine: Machine | None = None) -> dict[Key, Account]:
+    """The accounts as they are opened now; not yet rows."""
+    limits = limits_of(session, keys, pool, machine) if keys else {}
+    return {key: Account(**key._asdict(), limit_micros=limits[key], allocated_micros=limits[key]) for key in keys}
+
+
+def _held(session: Session, which: Any) -> dict[Key, Account]:
+    order = (col(Account.scope), col(Account.owner_uuid), col(Account.period), col(Account.resource))
+    statement = select(Account).where(which).order_by(*order).with_for_update()
+    found = session.exec(statement.execution_options(populate_existing=True)).all()
+    return {_key_of(account): account for account in found}
+
+
+def _are(keys: Collection[Key]) -> Any:
+    """One condition an owner and period; row values would have SQLite read the whole table."""
+    resources: dict[tuple[Scope, UUID, str], list[Resource]] = {}
+    for key in keys:
+        resources.setdefault(key[:3], []).append(key.resource)
+    return or_(
+        *(
+            and_(
+                col(Account.scope) == scope,
+                col(Account.owner_uuid) == owner,
+                col(Account.period) == period,
+                col(Account.resource).in_(names),
+            )
+            for (scope, owner, period), names in resources.items()
+        )
+    )
+
+
+def _key_of(account: Account) -> Key:
+    return Key(Scope(account.scope), account.owner_uuid, account.period, Resource(account.resource))
+
+
+def _allocate(account: Account) -> None:
+    taken, limit = account.used_micros + account.reserved_micros, account.limit_micros
+    account.allocated_micros = None if limit is None else max(taken, limit)
+    account.updated_at = now()
+
+
+def _warn(session: Session, account: Account, project: UUID) -> None:
+    """Record an event for the highest of WARNINGS that the use has reached and that was not told yet."""
+    if not account.limit_micros:
+        return
+    percent = 100 * account.used_micros // account.limit_micros
+    reached = max((mark for mark in WARNINGS if mark <= percent), default=0)
+    if reached <= account.warned_percent:
+        return
+    account.warned_percent = reached
+    is_machines = account.scope == Scope.machine
+    rows.record(
+        session,
+        "budget.warning",
+        account.owner_uuid if is_machines else project,
+        project,
+        scope=str(account.scope),
+        resource=str(account.resource),
+        percent=reached,
+        used_micros=account.used_micros,
+        limit_micros=account.limit_micros,
+    )

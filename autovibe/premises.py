@@ -92,6 +92,7 @@ _NOT_SHARED = frozenset(
         "pool_daily_api_calls",
         "hub_checkpoint_daily",
         "hub_vmid",
+        "hub_url_for_guests",
     }
 )
 """Settings that say where a Hub is and what is its own."""

@@ -27,15 +27,20 @@ LONGEST_WAIT_SECONDS = 300
 _LOOK_AGAIN_SECONDS = 5.0  # a wake-up that got lost costs no more than this
 
 
-def _hub(request: Request) -> Hub:
+# As coroutines although they wait for nothing: the framework would run each plain function in a thread.
+
+
+async def _hub(request: Request) -> Hub:
     return cast(Hub, request.app.state.hub)
 
 
-def _actor(request: Request) -> Actor:
+async def _actor(request: Request) -> Actor:
     return cast(Actor, request.state.actor)
 
 
-def _cut(limit: Annotated[int, Query(ge=1, le=200)] = 50, offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0) -> Cut:
+async def _cut(
+    limit: Annotated[int, Query(ge=1, le=200)] = 50, offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0
+) -> Cut:
     return Cut(limit, offset)
 
 
@@ -48,11 +53,11 @@ _To = Annotated[
 ]
 
 
-def _week(period: _Named = None, since: _From = None, until: _To = None) -> periods.Window:
+async def _week(period: _Named = None, since: _From = None, until: _To = None) -> periods.Window:
     return periods.window(period, since, until, default="last_7_days")
 
 
-def _month(period: _Named = None, since: _From = None, until: _To = None) -> periods.Window:
+async def _month(period: _Named = None, since: _From = None, until: _To = None) -> periods.Window:
     return periods.window(period, since, until, default="last_30_days")
 
 
@@ -68,7 +73,7 @@ async def _once(
     if not 1 <= len(idempotency_key) <= 255 or not idempotency_key.isascii() or not idempotency_key.isprintable():
         raise InvalidRequest("An Idempotency-Key has 1 to 255 printable ASCII characters.")
     body = await request.body()
-    with contextlib.suppress(ValueError):  # no JSON: its bytes count
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON, or too deep for it: its bytes count
         body = json.dumps(json.loads(body), sort_keys=True).encode()
     start = f"{request.method} {request.url.path}\n".encode()
     return Once(idempotency_key, hashlib.sha256(start + body).hexdigest())
@@ -121,9 +126,9 @@ async def until(
             await watch.changed(min(left, _LOOK_AGAIN_SECONDS))
 
 
-def large(reply: BaseModel) -> Response:
+def large(reply: BaseModel, status: int = 200) -> Response:
     """A reply of maybe 200,000 entries, written in the thread that made it and not a second time in the event loop."""
-    return Response(reply.model_dump_json(), media_type="application/json")
+    return Response(reply.model_dump_json(), status, media_type="application/json")
 
 
 async def converse(hub: Hub, verb: Callable[[], Answer], patience_seconds: float) -> Answer:

@@ -96,7 +96,7 @@ async def _malformed(request: Request, error: Exception) -> JSONResponse:
         for fault in faults[:50]
     ]
     sentence = "; ".join(f"{fault['field']}: {fault['message']}" for fault in fields[:5])
-    text = f"The request is malformed: {sentence}."
+    text = f"The request is malformed: {sentence.rstrip('.')}."
     kind = request.headers.get("content-type", "")
     if request.method == "POST" and "json" not in kind:
         text += f" Send JSON with 'Content-Type: application/json', not '{kind[:60]}'."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from autovibe.domain.machine import Machine
@@ -75,7 +75,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """As it is kept in the machine's row."""
-        return asdict(self)
+        return {name: dict(vars(one)) if isinstance(one, Figure) else one for name, one in vars(self).items()}
 
 
 def complexity(prompt: str | None, placed_files: int = 0) -> float:

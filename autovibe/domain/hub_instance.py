@@ -22,6 +22,9 @@ HUB_UUID = "hub_uuid"
 EXPERIMENT = "experiment"
 """The key of HubState that tells a Hub that it is an experiment, and which."""
 
+EVENTS_FORGOTTEN = "events_forgotten"
+"""The key of HubState that tells up to which id events were deleted; other ids that are missing were never told."""
+
 
 class HubState(SQLModel, table=True):
     """One thing the Hub knows of itself."""

@@ -35,10 +35,17 @@ def adopt(hub: Hub) -> None:
     for uuid in found:
         try:
             limit = _adopt(hub, uuid)
-            if limit is not None:
-                block(hub, uuid, limit)
+            if limit is not None and not block(hub, uuid, limit):
+                _leave(hub, uuid)
         except AutovibeError as error:
             logger.warning("Machine %s cannot be adopted now: %s %s", uuid, error.message, error.log_detail)
+
+
+def _leave(hub: Hub, uuid: UUID) -> None:
+    """A machine that could be neither adopted nor blocked, since it is being checkpointed, is looked at again."""
+    with hub.store.transaction() as session:
+        expect = {"reservation_uuid": None, "metered_at": None, "blocked": None}
+        rows.compare_and_set(session, Machine, uuid, expect=expect, change={"price_micros": UNPRICED})
 
 
 def _adopt(hub: Hub, uuid: UUID) -> LimitExceeded | None:

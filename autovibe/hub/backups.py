@@ -24,7 +24,7 @@ from autovibe.domain import Experiment, HubCheckpoint, Operation
 from autovibe.domain.actor import Actor
 from autovibe.domain.columns import now
 from autovibe.domain.hub_instance import place_of
-from autovibe.errors import Conflict, NotFound, NotYet
+from autovibe.errors import AutovibeError, Conflict, NotFound, NotYet
 from autovibe.hub import Hub
 from autovibe.hub.operations import Accepted, Once, accept
 from autovibe.hub.pages import Cut, cut
@@ -174,8 +174,9 @@ def prune(hub: Hub) -> None:
     for row in doomed:
         try:
             hub_checkpoint.forget_snapshot(hub.workflows.world, row)
-        except NotYet as error:
-            logger.info("The checkpoint %s of the Hub is deleted later: %s.", row.uuid, error)
+        except AutovibeError as error:  # one whose VM's snapshot cannot go now does not keep the others
+            level = logging.INFO if isinstance(error, NotYet) else logging.WARNING
+            logger.log(level, "The checkpoint %s of the Hub is deleted later: %s", row.uuid, error)
             continue
         if row.path:
             shutil.rmtree(Path(row.path), ignore_errors=True)

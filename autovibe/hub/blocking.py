@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 UPKEEP = Actor("upkeep")
 BLOCKABLE = (MachineStatus.active, MachineStatus.working)
+WARNED_PERCENT = 80
+"""Of a limit: whoever is blocked at it was warned from there on."""
 
 
 def block(hub: Hub, uuid: UUID, limit: LimitExceeded) -> bool:
@@ -58,6 +60,7 @@ def block(hub: Hub, uuid: UUID, limit: LimitExceeded) -> bool:
         machine.blocked = {**_limit(limit), "checkpoint_uuid": str(checkpoint.uuid)}
         machine.updated_at = now()
         session.add_all([machine, checkpoint, operation])
+        _warn(hub, session, machine, limit)
         rows.record(session, "budget.exceeded", uuid, machine.project_uuid, **_limit(limit))
         rows.record(session, "machine.status", uuid, machine.project_uuid, status=str(machine.status))
         made.append(operation.uuid)
@@ -76,6 +79,29 @@ def held(session: Session, uuid: UUID) -> Machine:
 def _limit(limit: LimitExceeded) -> dict[str, Any]:
     names = ("scope", "resource", "period", "limit_micros")
     return {name: limit.details.get(name) for name in names} | {"reason": limit.message}
+
+
+def _warn(hub: Hub, session: Session, machine: Machine, limit: LimitExceeded) -> None:
+    """Of a limit that is small beside the tail no warning came by its use; it then comes together with the block."""
+    scope, resource, period = (limit.details.get(name) for name in ("scope", "resource", "period"))
+    if resource not in DAILY or not period:
+        return
+    scope = Scope(str(scope))
+    owners = {Scope.system: SYSTEM, Scope.project: machine.project_uuid, Scope.machine: machine.uuid}
+    account = hub.ledger.look(session, Key(scope, owners[scope], period, Resource(resource)))
+    if not account.limit_micros or account.warned_percent >= WARNED_PERCENT:
+        return
+    rows.record(
+        session,
+        "budget.warning",
+        machine.uuid if scope == Scope.machine else machine.project_uuid,
+        machine.project_uuid,
+        scope=str(scope),
+        resource=str(resource),
+        percent=100 * account.used_micros // account.limit_micros,
+        used_micros=account.used_micros,
+        limit_micros=account.limit_micros,
+    )
 
 
 def _checkpoint(hub: Hub, machine: Machine) -> Checkpoint:
@@ -104,7 +130,9 @@ def resume(
 
     def decide(session: Session, _attempt: int) -> Accepted:
         machine = held(session, uuid)
-        if machine.status != MachineStatus.budget_blocked or machine.wanted == WANTED_TERMINATED:
+        if machine.wanted == WANTED_TERMINATED:
+            raise Conflict(f"Machine '{machine.name}' is being terminated.", details={"status": machine.status})
+        if machine.status != MachineStatus.budget_blocked:
             raise Conflict(
                 f"Machine '{machine.name}' is {machine.status} and cannot be resumed; that takes a machine that is "
                 "blocked at a limit.",

@@ -25,8 +25,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import NamedTuple
 
 from autovibe import schemas
 from autovibe.domain.columns import now
@@ -52,12 +53,16 @@ _ROUND = 50  # listeners woken before the event loop turns to others
 _LISTENER_SECONDS = 0.0002  # of rest after a round, for each listener woken
 
 
-class Told(NamedTuple):
-    """An event on its way; `id` is where to come back after it."""
+@dataclass(frozen=True)
+class Told:
+    """An event on its way; `id` is where to come back after it. Written out where somebody listens."""
 
     event: Arrival
     id: int
-    frame: bytes
+
+    @cached_property
+    def frame(self) -> bytes:
+        return frame(self.event.kind, self.event.data, self.id)
 
 
 class Channel:
@@ -204,6 +209,9 @@ class Listener:
         """What is kept behind the last id; at its end the listener has its place in a channel."""
         feed = self.feed
         while not self.is_over and not feed.is_closing and not feed.join(self, self.last_id):
+            if not await self._may_go_on():
+                self.is_over = True
+                return
             until = feed.reached
             found = await asyncio.to_thread(history.between, feed.store, self.which, self.last_id, until, _PAGE)
             self.last_id = found[-1].id if len(found) == _PAGE else until
@@ -323,7 +331,9 @@ class Feed:
             if id <= mark or moment - since > HELD_SECONDS:
                 del self._held[id]
                 back = min(id, mark)
-                released.append(Told(event, back, frame(event.kind, event.data, back)))
+                released.append(told := Told(event, back))
+                if self.listeners:
+                    _ = told.frame  # here rather than in the event loop
         return released
 
     def close(self) -> None:

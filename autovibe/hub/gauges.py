@@ -86,6 +86,8 @@ class Gauges:
         )
 
     def _settle(self, session: Session, until: datetime) -> None:
+        if until <= self._until:  # the clock was set back: nothing is counted twice
+            return
         self._entries, self._durations = self._later_than(session, self._until, until)
         self._until = until
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlmodel import col, func, or_, select
+from sqlmodel import Session, col, delete, func, or_, select
 
 from autovibe import schemas
-from autovibe.domain import Event
+from autovibe.domain import Event, HubState
+from autovibe.domain.columns import now
+from autovibe.domain.hub_instance import EVENTS_FORGOTTEN
 from autovibe.hub.arrivals import COLUMNS, Arrival, arrivals
 from autovibe.store import Store
 
@@ -78,14 +81,28 @@ class Missed(NamedTuple):
 def missed(store: Store, since: int) -> Missed | None:
     """What somebody who has heard everything up to `since` cannot hear any more, None when that is nothing."""
     with store.reading() as session:
-        oldest, newest = session.exec(select(func.min(Event.id), func.max(Event.id))).one()
-    oldest, newest = oldest or 1, newest or 0
+        newest = session.exec(select(func.max(Event.id))).one() or 0
+        state = session.get(HubState, EVENTS_FORGOTTEN)
+    forgotten = int(state.value["id"]) if state is not None else 0
     if since > newest:
         reason = f"Event {since} is not known here: the database is another one, or an earlier state of it."
         return Missed(newest + 1, since, newest, reason)
-    if since < oldest - 1:
-        return Missed(since + 1, oldest - 1, oldest - 1, f"Events up to {oldest - 1} are no longer kept.")
+    if since < forgotten:
+        return Missed(since + 1, forgotten, forgotten, f"Events up to {forgotten} are no longer kept.")
     return None
+
+
+def forget(session: Session, before: datetime) -> None:
+    """Delete the events that are older, and note up to which id. The newest stays: SQLite would use its id again.
+
+    An id that is missing says nothing: on PostgreSQL a transaction that is rolled back takes its ids along.
+    """
+    newest = session.exec(select(func.max(Event.id))).one() or 0
+    old = (col(Event.created_at) < before, col(Event.id) < newest)
+    last = session.exec(select(func.max(Event.id)).where(*old)).one()
+    if last is not None:
+        session.exec(delete(Event).where(*old))
+        session.merge(HubState(key=EVENTS_FORGOTTEN, value={"id": last}, updated_at=now()))
 
 
 def between(store: Store, which: Wanted, after: int, until: int, limit: int) -> list[Arrival]:

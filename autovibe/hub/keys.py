@@ -110,11 +110,18 @@ def revoke(hub: Hub, actor: Actor, uuid: UUID) -> schemas.ApiKey:
 
 
 def _require_another_admin(session: Session, row: ApiKey) -> None:
-    if row.role != Role.admin or row.status != KeyStatus.usable:
+    if not _makes_keys(row):
         return
     others = session.exec(select(ApiKey).where(ApiKey.role == Role.admin, ApiKey.id != row.id))
-    if not any(other.status == KeyStatus.usable for other in others):
+    if not any(_makes_keys(other) for other in others):
         raise Conflict(f"'{row.name}' ({row.id}) is the last usable admin key; create another one, then revoke it.")
+
+
+def _makes_keys(row: ApiKey) -> bool:
+    """Whether other keys can be made with it, and so whatever is needed: not with one for other nouns alone."""
+    scopes = row.scopes.split()
+    is_narrowed = bool(scopes) and not {"keys:write", "*:write"} & set(scopes)
+    return row.role == Role.admin and row.status == KeyStatus.usable and not is_narrowed
 
 
 def _get(session: Session, uuid: UUID) -> ApiKey:

@@ -29,10 +29,10 @@ import httpx2
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, delete, select
 
-from autovibe.domain import Allotment, Experiment, HubCheckpoint
+from autovibe.domain import Allotment, Experiment, HubCheckpoint, Machine
 from autovibe.domain.columns import now
 from autovibe.domain.hub_instance import place_of
-from autovibe.errors import AutovibeError, OperationFailed
+from autovibe.errors import AutovibeError, InsufficientSpace, OperationFailed, Unavailable
 from autovibe.hub import Hub, experiment_home, experiments
 from autovibe.store import rows
 from autovibe.types import ExperimentStatus, MachineStatus
@@ -46,6 +46,7 @@ _READY_SECONDS = 120.0
 _FIGURES_SECONDS = 60.0
 _LAST_MACHINES_SECONDS = 300.0  # what the machines of an experiment get to end in
 _STOP_SECONDS = 15.0
+_TROUBLE_SECONDS = 60.0
 _HOMES_KEPT = timedelta(days=7)
 _TIDY_SECONDS = 3600.0
 
@@ -70,7 +71,10 @@ class Laboratory:
             try:
                 self._advance(row)
             except (AutovibeError, OSError) as error:
-                self._fail(row, str(error))
+                if not _will_pass(row, error):
+                    self._fail(row, str(error))
+                elif self._is_due(row, "trouble", _TROUBLE_SECONDS):
+                    logger.warning("Experiment '%s' cannot be looked after now: %s", row.name, error)
         if not is_tidied:
             self._forget_old()
             self._tidied_at = time.monotonic()
@@ -183,17 +187,21 @@ class Laboratory:
 
     def _end(self, row: Experiment) -> None:
         """One step towards its end a pass; each may be repeated by another process."""
-        if self._pid_of(row) is None:
-            self._finish(row, ExperimentStatus.ended)
-            return
         moment = self._moments.setdefault((row.uuid, "end"), time.monotonic())
-        waited = time.monotonic() - moment
-        if (row.uuid, "stop") not in self._moments:
-            if (
-                row.status == ExperimentStatus.running
-                and self._terminate_machines(row)
-                and waited < _LAST_MACHINES_SECONDS
-            ):
+        is_stopped = (row.uuid, "stop") in self._moments
+        may_have_machines = (
+            row.status == ExperimentStatus.running
+            and not is_stopped
+            and time.monotonic() - moment < _LAST_MACHINES_SECONDS
+        )
+        if self._pid_of(row) is None:
+            if may_have_machines and self._has_machines(row):
+                self._start(row)  # it ended with the Hub that looks after it, or died; only it can terminate them
+            else:
+                self._finish(row, ExperimentStatus.ended)
+            return
+        if not is_stopped:
+            if may_have_machines and self._terminate_machines(row):
                 return
             self._keep_figures(row)
             self._moments[row.uuid, "stop"] = time.monotonic()
@@ -205,9 +213,10 @@ class Laboratory:
         """Have every machine of its end. True while one lives, or it does not answer."""
         try:
             with experiments.door(row) as client:
-                found = client.get("/machines", params={"limit": 200})
+                statuses = [str(status) for status in MachineStatus if not status.is_final]
+                found = client.get("/machines", params={"limit": 200, "status": statuses})
                 found.raise_for_status()
-                living = [item for item in found.json()["machines"] if item["status"] not in ("terminated", "failed")]
+                living = found.json()["machines"]
                 for machine in living:
                     if machine["status"] != MachineStatus.terminating:
                         client.post(
@@ -244,15 +253,28 @@ class Laboratory:
 
     def _left_vmids(self, row: Experiment) -> list[int]:
         """Those its own database has as allotted: to machines that live, and to VMs that hold its checkpoints."""
+        try:
+            return sorted(self._ask(row, select(Allotment.vmid)))
+        except (AutovibeError, SQLAlchemyError) as error:
+            logger.warning("The database of experiment '%s' cannot be read; its vmids stay taken: %s", row.name, error)
+            return list(range(row.vmid_first or 0, (row.vmid_last or -1) + 1))
+
+    def _has_machines(self, row: Experiment) -> bool:
+        """Whether machines of it live, by its own database."""
+        living = col(Machine.status).not_in([status for status in MachineStatus if status.is_final])
+        try:
+            return bool(self._ask(row, select(Machine.uuid).where(living)))
+        except (AutovibeError, SQLAlchemyError):
+            return False  # `_left_vmids` tells
+
+    def _ask(self, row: Experiment, statement: Any) -> list[Any]:
+        """What its own database answers; nothing where there is none yet."""
         if not experiment_home.is_built(row):
             return []
         store = experiment_home.database_of(self._hub, row)
         try:
             with store.reading() as session:
-                return sorted(session.exec(select(Allotment.vmid)))
-        except (AutovibeError, SQLAlchemyError) as error:
-            logger.warning("The database of experiment '%s' cannot be read; its vmids stay taken: %s", row.name, error)
-            return list(range(row.vmid_first or 0, (row.vmid_last or -1) + 1))
+                return list(session.exec(statement))
         finally:
             store.close()
 
@@ -283,6 +305,14 @@ class Laboratory:
             session.add(found)
             if "status" in values:
                 rows.record(session, "experiment.status", row.uuid, status=values["status"])
+
+
+def _will_pass(row: Experiment, error: Exception) -> bool:
+    """Whether it is no fault of the experiment's: a database that is busy, for one that runs a full disk too."""
+    passing: tuple[type[Exception], ...] = (Unavailable,)
+    if row.status == ExperimentStatus.running:
+        passing = (Unavailable, InsufficientSpace, OSError)
+    return isinstance(error, passing)
 
 
 def _listed(vmids: list[int]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlmodel import Session, col, func, select
 
@@ -28,9 +28,9 @@ from autovibe.domain.machine_type import machine_type
 from autovibe.errors import Conflict
 from autovibe.guest import Address, Script
 from autovibe.hub import Hub, files, rules, spawning
-from autovibe.hub.operations import Accepted, Once, accept, unfinished
+from autovibe.hub.operations import Accepted, Once, Start, accept, unfinished
 from autovibe.hub.pages import Cut, cut
-from autovibe.store import rows
+from autovibe.store import inserts, rows
 from autovibe.types import MICROS, CheckpointStatus, MachineStatus, Money, OperationKind, Resource
 from autovibe.workflows import steps_of
 
@@ -75,20 +75,24 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
         spawning.appraise(hub, machine, kind, spawning.disk_gb(session, project, checkpoint, kind), base)
         for refusal in spawning.limits(hub, session, project):
             raise refusal
-        operation = Operation(
-            kind=OperationKind.spawn,
-            steps=steps_of(OperationKind.spawn),
-            object_uuid=machine.uuid,
-            machine_uuid=machine.uuid,
-            actor=actor.name,
-            order={"checkpoint_uuid": str(checkpoint.uuid)},
-        )
-        machine.operation_uuid = operation.uuid
+        start = Start(uuid4(), OperationKind.spawn)
+        operation = {
+            "uuid": start.uuid,
+            "kind": start.kind,
+            "steps": steps_of(OperationKind.spawn),
+            "object_uuid": machine.uuid,
+            "machine_uuid": machine.uuid,
+            "actor": actor.name,
+            "order": {"checkpoint_uuid": str(checkpoint.uuid)},
+        }
+        machine.operation_uuid = start.uuid
         hub.ledger.reserve_machine(session, machine, hub.tail_seconds)
-        session.add_all([machine, operation, Allotment(vmid=machine.vmid or 0, owner_uuid=machine.uuid)])
+        inserts.add(session, Machine, inserts.values_of(machine))
+        inserts.add(session, Operation, operation)
+        inserts.add(session, Allotment, {"vmid": machine.vmid or 0, "owner_uuid": machine.uuid})
         _changed(session, machine, actor)
         made[:] = [_wire(machine, 0, {})]
-        return Accepted(machine.uuid, operation)
+        return Accepted(machine.uuid, start)
 
     uuid = accept(hub, actor, once, "machine", decide)
     return made[0] if made and made[0].uuid == uuid else show(hub, uuid)

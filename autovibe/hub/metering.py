@@ -10,6 +10,9 @@ follows from the rows alone, and every hub process may meter every machine: who 
 in the transaction of the charge, has charged it, and nobody else does. At midnight (UTC) the use until then is charged
 to the old day, and what is reserved is carried to the new one; where that has no room the old reservation stays as it
 is and pays for the end.
+
+Machines that went unmetered for long, since no Hub ran, are charged all that their limits have left and then blocked. A
+VM that was stopped or died by itself costs nothing: its machine says so, and is charged again once it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from uuid import UUID, uuid4
 from sqlmodel import Session, col, select
 
 from autovibe.domain import Machine, Reservation
-from autovibe.domain.budget import SLICE_SECONDS, Amounts, Shape, day_of, spent
+from autovibe.domain.budget import MOST_MICROS, SLICE_SECONDS, Amounts, Shape, day_of, spent
 from autovibe.domain.columns import now
 from autovibe.domain.machine_type import price_class_of
 from autovibe.errors import AutovibeError, LimitExceeded
@@ -67,13 +70,22 @@ class Samples:
 
     def take(self, hub: Hub) -> None:
         """Ask anew. Raises HypervisorUnavailable, HypervisorRefused."""
+        asked = time.monotonic()
         found = {vm.vmid: Vm(vm.cpu, Shape(vm.cores, vm.memory_gb, vm.disk_gb)) for vm in read.usage(hub.proxmox)}
-        self.by_vmid, self.at = found, time.monotonic()
+        self.by_vmid, self.at = found, asked
 
     def of(self, vmid: int | None) -> Vm | None:
         if vmid is None or time.monotonic() - self.at > _KNOWN_SECONDS:
             return None
         return self.by_vmid.get(vmid)
+
+    def is_off(self, machine: Machine, since: datetime, moment: datetime) -> bool:
+        """Whether the VM was off when it was looked for, after `since`, of a machine whose VM has to run."""
+        age = time.monotonic() - self.at
+        if machine.vmid is None or machine.status not in BLOCKABLE or age > _KNOWN_SECONDS or not self.at:
+            return False
+        is_news = moment - timedelta(seconds=age) > max(since, machine.updated_at)
+        return is_news and machine.vmid not in self.by_vmid
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ def meter(hub: Hub, samples: Samples, moment: datetime | None = None) -> float:
     for machine in running(hub):
         present = moment or now()
         until_due = (machine.due_at() - present).total_seconds()
-        if until_due > 0 and machine.period == day_of(present):
+        if until_due > 0 and day_of(present) in (machine.period, day_of(machine.metered_at)):
             waiting = min(waiting, until_due)
             continue
         try:
@@ -177,8 +189,11 @@ def charge(hub: Hub, seen: Metered, moment: datetime, samples: Samples) -> Limit
         machine = rows.get(session, Machine, seen.uuid)
         if machine.reservation_uuid is None:
             return None
-        vm = samples.of(machine.vmid)
-        limit = _use_over_days(hub, session, machine, seen, moment, 0.0 if vm is None else vm.cpu)
+        vm, is_off = samples.of(machine.vmid), samples.is_off(machine, seen.metered_at, moment)
+        begin = moment if is_off else seen.metered_at
+        limit = _use_over_days(hub, session, machine, seen.period, begin, moment, 0.0 if vm is None else vm.cpu)
+        if vm is not None or is_off:
+            _tell_power(session, machine, is_off=is_off)
         if vm is not None:
             _price(hub, session, machine, vm.shape)
         if machine.blocked is None and limit is None:
@@ -187,12 +202,12 @@ def charge(hub: Hub, seen: Metered, moment: datetime, samples: Samples) -> Limit
 
 
 def _use_over_days(
-    hub: Hub, session: Session, machine: Machine, seen: Metered, moment: datetime, cpu: float
+    hub: Hub, session: Session, machine: Machine, period: str, begin: datetime, moment: datetime, cpu: float
 ) -> LimitExceeded | None:
     """Charge each day's part to that day. Returns the limit of a new day that has no room for what is reserved."""
-    begin, period, limit = seen.metered_at, seen.period, None
+    limit = None
     for end in [*_midnights(begin, moment), moment]:
-        _use(hub, session, machine, end - begin, cpu, is_today=period == day_of(begin))
+        _use(hub, session, machine, begin, end, cpu, is_today=period == day_of(begin))
         begin = end
         if period != day_of(end):
             limit = _carry(hub, session, machine, end)
@@ -209,10 +224,12 @@ def _midnights(begin: datetime, end: datetime) -> list[datetime]:
     return found
 
 
-def _use(hub: Hub, session: Session, machine: Machine, elapsed: timedelta, cpu: float, *, is_today: bool) -> None:
-    """Charge what so much time costs; at the limits, and of another day, what is reserved and no more."""
+def _use(
+    hub: Hub, session: Session, machine: Machine, begin: datetime, end: datetime, cpu: float, *, is_today: bool
+) -> None:
+    """Charge what so much time costs; at the limits all that they have left, of another day what is reserved."""
     assert machine.reservation_uuid is not None  # noqa: S101 - the caller looked
-    seconds = elapsed.total_seconds()
+    seconds = (end - begin).total_seconds()
     amounts = {**spent(machine.price_micros, seconds), Resource.cpu_hours: int(cpu * seconds / _HOUR * MICROS)}
     amounts = {resource: amount for resource, amount in amounts.items() if amount > 0}
     try:
@@ -222,8 +239,12 @@ def _use(hub: Hub, session: Session, machine: Machine, elapsed: timedelta, cpu: 
     except LimitExceeded as error:
         logger.debug("Machine '%s' lives on its tail: %s", machine.name, error.message)
     reserved = hub.ledger.reserved(session, machine.reservation_uuid)
+    room: Amounts = {}
+    if is_today:
+        room = hub.ledger.headroom(session, Holder(machine.project_uuid, machine.uuid), begin)
     for resource in _METERED:
-        amounts[resource] = min(amounts.get(resource, 0), reserved.get(resource, 0))
+        most = reserved.get(resource, 0) + room.get(resource, MOST_MICROS if is_today else 0)
+        amounts[resource] = min(amounts.get(resource, 0), most)
     hub.ledger.charge(session, machine.reservation_uuid, amounts, note="VM")
 
 
@@ -237,6 +258,17 @@ def _carry(hub: Hub, session: Session, machine: Machine, moment: datetime) -> Li
     machine.reservation_uuid = new
     session.add(machine)
     return None
+
+
+def _tell_power(session: Session, machine: Machine, *, is_off: bool) -> None:
+    """Say, once, that the VM is off, and once that it runs again."""
+    words = f"VM {machine.vmid} is off, and not by autovibe; start it in Proxmox, or terminate the machine."
+    if is_off == (machine.progress == words):
+        return
+    machine.progress = words if is_off else ""
+    session.add(machine)
+    power = "off" if is_off else "on"
+    rows.record(session, "machine.power", machine.uuid, machine.project_uuid, vmid=machine.vmid, power=power)
 
 
 def _price(hub: Hub, session: Session, machine: Machine, shape: Shape) -> None:

@@ -17,8 +17,10 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
+from sqlalchemy import bindparam
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
@@ -27,12 +29,16 @@ from autovibe.domain import IdempotencyKey, Operation
 from autovibe.domain.actor import Actor
 from autovibe.errors import Conflict, IdempotencyMismatch
 from autovibe.hub import Hub
-from autovibe.store import rows, trail
+from autovibe.store import inserts, rows, trail
 from autovibe.types import OperationKind
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 30
+
+_KNOWN = select(IdempotencyKey.request_hash, IdempotencyKey.object_kind, IdempotencyKey.object_uuid).where(
+    IdempotencyKey.actor == bindparam("actor"), IdempotencyKey.key == bindparam("of_key")
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,19 @@ class Once:
     request_hash: str
 
 
+class Start(NamedTuple):
+    """What of an operation tells the workflows to begin it."""
+
+    uuid: UUID
+    kind: str
+
+
 @dataclass(frozen=True)
 class Accepted:
     """What was decided: the object to answer, and the operation to start, where there is one."""
 
     object_uuid: UUID
-    operation: Operation | None = None
+    operation: Operation | Start | None = None
 
 
 def accept(hub: Hub, actor: Actor, once: Once | None, kind: str, decide: Callable[[Session, int], Accepted]) -> UUID:
@@ -89,15 +102,8 @@ def _decide(
         accepted = decide(session, attempt)
         trail.note(kind, accepted.object_uuid)
         if once is not None:
-            session.add(
-                IdempotencyKey(
-                    actor=actor.identity,
-                    key=once.key,
-                    request_hash=once.request_hash,
-                    object_kind=kind,
-                    object_uuid=accepted.object_uuid,
-                )
-            )
+            known = {"actor": actor.identity, "key": once.key, "request_hash": once.request_hash}
+            inserts.add(session, IdempotencyKey, {**known, "object_kind": kind, "object_uuid": accepted.object_uuid})
         session.flush()
         operation = accepted.operation
         start = (operation.uuid, OperationKind(operation.kind)) if operation is not None else None
@@ -110,15 +116,16 @@ def _accepted(hub: Hub, actor: Actor, once: Once, kind: str) -> UUID | None:
 
 
 def _repeated(session: Session, actor: Actor, once: Once, kind: str) -> UUID | None:
-    row = session.get(IdempotencyKey, (actor.identity, once.key))
+    row = session.connection().execute(_KNOWN, {"actor": actor.identity, "of_key": once.key}).first()
     if row is None:
         return None
-    if row.request_hash != once.request_hash or row.object_kind != kind:
+    request_hash, object_kind, object_uuid = row
+    if request_hash != once.request_hash or object_kind != kind:
         raise IdempotencyMismatch(
             f"The Idempotency-Key '{once.key}' was used for another request; send a new key.",
             details={"idempotency_key": once.key},
         )
-    return row.object_uuid
+    return object_uuid
 
 
 def show(hub: Hub, uuid: UUID) -> schemas.Operation:

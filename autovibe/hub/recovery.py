@@ -1,7 +1,7 @@
 """Putting a checkpoint of the Hub back, while no process of the Hub runs. Without a Hub: a store and a home are enough.
 
     require_stopped   a lock of a running process, its pid file, or its heartbeat in a shared database
-    verify            every SHA-256, the kind of database, and a schema this autovibe knows
+    verify            every SHA-256, the kind of database, a schema this autovibe knows, and no file of another place
     save_present      a recovery checkpoint of what is there now
     put_back          keys and settings, journal, database; each beside its place first, then renamed over it
                       (PostgreSQL: one transaction), brought to this version's schema
@@ -18,7 +18,7 @@ import shutil
 import sqlite3
 from contextlib import closing, suppress
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -96,10 +96,31 @@ def verify(bundle: Path, store: Store) -> bundles.Manifest:
             f"The checkpoint has schema '{facts.get('schema_revision')}', this autovibe knows schemas up to "
             f"'{schema.head()}'; install autovibe {facts.get('version')} or newer."
         )
+    _require_whole(bundle, manifest, hub_checkpoint.database_file(store))
     if not store.is_sqlite:
         for program in ("pg_restore", "psql"):
             copies.find_program(store, program)
     return manifest
+
+
+def _require_whole(bundle: Path, manifest: bundles.Manifest, database: str) -> None:
+    """Raises OperationFailed where the database is missing, or where a file would be put where the Hub keeps none."""
+    foreign = sorted(
+        name
+        for name in manifest.files
+        if name.startswith(f"{hub_checkpoint.HOME}/") and not _is_of_a_home(name.partition("/")[2])
+    )
+    if foreign:
+        raise OperationFailed(f"The checkpoint in '{bundle}' holds '{foreign[0]}', which no checkpoint of a Hub does.")
+    if database not in manifest.files:
+        raise OperationFailed(f"The checkpoint in '{bundle}' holds no '{database}'.")
+
+
+def _is_of_a_home(name: str) -> bool:
+    depth = name.count("/")
+    return any(
+        depth == pattern.count("/") and PurePosixPath(name).match(pattern) for pattern in hub_checkpoint.HOME_FILES
+    )
 
 
 def save_present(premises: Premises, store: Store, reason: str) -> Path | None:
@@ -206,11 +227,11 @@ def _end_experiments(session: Session) -> None:
 
 def _know_bundles(session: Session, premises: Premises, place: str) -> None:
     """The bundles of this home are what there is: also those made after the one that is put back, and itself."""
-    found = {path.name: path for path in _sealed(premises)}
+    found = _readable(premises)
     for row in session.exec(select(HubCheckpoint)):
-        path = found.pop(str(row.uuid), None)
-        if path is not None:
-            _mark_ready(session, row, path, place)
+        path, manifest = found.pop(str(row.uuid), (None, None))
+        if path is not None and manifest is not None:
+            _mark_ready(session, row, path, manifest, place)
         elif row.place in (place, "") and row.status == HubCheckpointStatus.ready:
             row.status, row.error_message, row.path = HubCheckpointStatus.failed, "Its files are gone.", ""
             session.add(row)
@@ -218,9 +239,9 @@ def _know_bundles(session: Session, premises: Premises, place: str) -> None:
             row.status, row.error_message = HubCheckpointStatus.failed, "The Hub was restored before it was made."
             session.add(row)
             _end_operation(session, row, OperationStatus.failed)
-    for path in found.values():
-        with suppress(AutovibeError, ValueError, KeyError):  # what is no whole bundle is no checkpoint
-            facts = bundles.look(path).facts
+    for path, manifest in found.values():
+        with suppress(ValueError, KeyError):  # what is no whole bundle is no checkpoint
+            facts = manifest.facts
             row = HubCheckpoint(
                 uuid=UUID(path.name),
                 type=HubCheckpointType(facts["type"]),
@@ -228,14 +249,24 @@ def _know_bundles(session: Session, premises: Premises, place: str) -> None:
                 description=str(facts["description"]),
                 created_at=datetime.fromisoformat(facts["created_at"]),
             )
-            _mark_ready(session, row, path, place)
+            _mark_ready(session, row, path, manifest, place)
 
 
-def _mark_ready(session: Session, row: HubCheckpoint, path: Path, place: str) -> None:
-    manifest = bundles.look(path)
+def _readable(premises: Premises) -> dict[str, tuple[Path, bundles.Manifest]]:
+    """The bundles of this home by name. One that is damaged is left out: it stands in nobody's way."""
+    found = {}
+    for path in _sealed(premises):
+        try:
+            found[path.name] = (path, bundles.look(path))
+        except (AutovibeError, OSError) as error:
+            logger.warning("The checkpoint in '%s' cannot be read: %s", path, error)
+    return found
+
+
+def _mark_ready(session: Session, row: HubCheckpoint, path: Path, manifest: bundles.Manifest, place: str) -> None:
     row.status, row.place, row.path, row.error_message = HubCheckpointStatus.ready, place, str(path), None
     row.size_bytes, row.file_count = manifest.size_bytes, len(manifest.files)
-    row.version, row.schema_revision = str(manifest.facts["version"]), str(manifest.facts["schema_revision"])
+    row.version, row.schema_revision = (str(manifest.facts.get(name, "")) for name in ("version", "schema_revision"))
     row.completed_at = row.completed_at or row.created_at
     session.add(row)
     _end_operation(session, row, OperationStatus.succeeded)

@@ -35,6 +35,17 @@ _TAKEN: Any = select(func.max(Allotment.vmid), func.count()).where(
     Allotment.vmid >= bindparam("first"), Allotment.vmid < bindparam("stop")
 )
 
+_PROJECT = (
+    select(Project)
+    .where(Project.uuid == bindparam("uuid"))
+    .with_for_update(key_share=True)
+    .execution_options(populate_existing=True)
+)
+
+_CHECKPOINT = select(Checkpoint).where(Checkpoint.uuid == bindparam("uuid"))
+
+_NAMED = select(Machine.uuid).where(Machine.name == bindparam("name"), col(Machine.ended_at).is_(None))
+
 _HISTORY_SECONDS = 60.0  # how long an average is taken for true
 
 
@@ -43,7 +54,7 @@ def project_of(session: Session, uuid: UUID) -> Project:
 
     Held so that rows which only refer to it can still be written. Raises NotFound.
     """
-    found = session.get(Project, uuid, with_for_update={"key_share": True})
+    found = session.exec(_PROJECT, params={"uuid": uuid}).first()
     return found if found is not None else rows.get(session, Project, uuid)
 
 
@@ -58,7 +69,7 @@ def origin(session: Session, project: Project, wanted: UUID | None) -> Checkpoin
     uuid = wanted or project.current_checkpoint_uuid
     if uuid is None:
         raise Conflict(f"Project '{project.name}' has no current checkpoint; name one in 'checkpoint_uuid'.")
-    checkpoint = rows.get(session, Checkpoint, uuid)
+    checkpoint = session.exec(_CHECKPOINT, params={"uuid": uuid}).first() or rows.get(session, Checkpoint, uuid)
     if checkpoint.project_uuid != project.uuid:
         raise InvalidRequest(
             f"Checkpoint '{checkpoint.uuid}' belongs to another project; name one of project '{project.name}'.",
@@ -84,8 +95,7 @@ def free_name(session: Session, machine: Machine, wanted: str | None) -> str:
     """The wanted name, or one that is made up. Raises Conflict."""
 
     def is_taken(name: str) -> bool:
-        statement = select(Machine.uuid).where(Machine.name == name, col(Machine.ended_at).is_(None))
-        return session.exec(statement).first() is not None
+        return session.connection().execute(_NAMED, {"name": name}).first() is not None
 
     if wanted is not None:
         if is_taken(wanted):
@@ -112,7 +122,7 @@ def free_vmid(session: Session, vmids: range, attempt: int) -> int:
 
 def _lowest_free(session: Session, vmids: range) -> list[int]:
     """One vmid or none: behind the taken ones where they leave no gap, or in the first gap."""
-    row: Any = session.execute(_TAKEN, {"first": vmids.start, "stop": vmids.stop}).one()
+    row: Any = session.connection().execute(_TAKEN, {"first": vmids.start, "stop": vmids.stop}).one()
     last, count = row
     if count == 0:
         return [vmids.start]
@@ -142,7 +152,8 @@ def disk_gb(session: Session, project: Project, checkpoint: Checkpoint | None, k
     if kind.disk_gb is not None:
         return float(kind.disk_gb)
     for uuid in (checkpoint.uuid if checkpoint is not None else None, project.initial_checkpoint_uuid):
-        found = session.get(Checkpoint, uuid) if uuid is not None else None
+        is_known = checkpoint is not None and uuid == checkpoint.uuid
+        found = checkpoint if is_known else session.get(Checkpoint, uuid) if uuid is not None else None
         if found is not None and found.details.get("disk_gb"):
             return float(found.details["disk_gb"])
     return DEFAULT_DISK_GB

@@ -80,7 +80,8 @@ def _exceeded(project: Project, used: int) -> LimitExceeded:
 def _tell(hub: Hub, project: Project, used: int) -> None:
     """Record an event for the highest mark that is reached, unless that was told of this limit before."""
     limit_micros, used_micros = round((project.storage_gb or 0.0) * 1_000_000), used // 1000
-    reached = max(mark for mark in WARNINGS if used_micros * 100 >= mark * limit_micros)
+    # The first was reached by the bytes, which may be a little less in whole millionths.
+    reached = max((mark for mark in WARNINGS if used_micros * 100 >= mark * limit_micros), default=WARNINGS[0])
     body = {"scope": "project", "resource": "storage_gb", "percent": reached, "limit_micros": limit_micros}
     with hub.store.transaction() as session:
         session.exec(select(Project.uuid).where(Project.uuid == project.uuid).with_for_update()).first()

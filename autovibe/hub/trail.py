@@ -28,6 +28,8 @@ _WAITING = 10_000
 _BATCH = 500
 _BATCH_SECONDS = 0.5
 _RETRY_SECONDS = 5.0
+_OF_EACH = {"request_id", "created_at", "count"}
+_BEFORE_THE_OBJECT = (401, 429)
 
 
 class Trail:
@@ -89,13 +91,18 @@ class Trail:
 
 
 def _folded(batch: list[AuditEntry]) -> list[AuditEntry]:
-    """The lines, copies of them: those that are alike in everything but request id and moment as one."""
+    """The lines, copies of them: those that are alike in everything but request id and moment as one.
+
+    Who was refused for a key or a limit may have named any object, each time another one: those are one line too.
+    """
     found: dict[tuple[object, ...], AuditEntry] = {}
     for one in batch:
         values = one.model_dump(exclude={"id"})
-        alike = tuple(value for name, value in values.items() if name not in ("request_id", "created_at", "count"))
-        if alike in found:
-            found[alike].count += 1
+        left_out = _OF_EACH | {"object_uuid"} if one.status in _BEFORE_THE_OBJECT else _OF_EACH
+        alike = tuple(value for name, value in values.items() if name not in left_out)
+        if (known := found.get(alike)) is not None:
+            known.count += 1
+            known.object_uuid = known.object_uuid if known.object_uuid == one.object_uuid else None
         else:
             found[alike] = AuditEntry(**values)
     return list(found.values())

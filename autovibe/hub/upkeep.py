@@ -27,12 +27,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from uuid import UUID
 
-from sqlmodel import col, delete, func, or_, select, update
+from sqlmodel import col, delete, or_, select, update
 
-from autovibe.domain import ApiKey, AuditEntry, Event, IdempotencyKey, Machine, Operation, RateLease, trace
+from autovibe.domain import ApiKey, AuditEntry, IdempotencyKey, Machine, Operation, RateLease, trace
 from autovibe.domain.columns import now
 from autovibe.errors import AutovibeError
-from autovibe.hub import Hub, adoption, backups, blocking, metering, output, storage_limits
+from autovibe.hub import Hub, adoption, backups, blocking, history, metering, output, storage_limits
 from autovibe.hub.laboratory import Laboratory
 from autovibe.hub.limits import old_leases
 from autovibe.store import rows
@@ -162,10 +162,10 @@ class Upkeep:
 def start_forgotten(hub: Hub) -> None:
     """Start what was accepted and not started: its hub died then, or its engine was away. Harmless if it was."""
     with hub.store.reading() as session:
-        statement = select(Operation).where(
+        statement = select(Operation.uuid, Operation.kind).where(
             Operation.status == OperationStatus.accepted, Operation.created_at < now() - FORGOTTEN_AFTER
         )
-        forgotten = [(row.uuid, row.kind) for row in session.exec(statement.order_by(col(Operation.created_at)))]
+        forgotten = session.exec(statement.order_by(col(Operation.created_at))).all()
     for uuid, kind in forgotten:
         with trace.about(operation=uuid):
             hub.workflows.start_forgotten(uuid, kind)
@@ -228,10 +228,9 @@ def look_after_itself(hub: Hub) -> None:
 
 
 def prune(hub: Hub) -> None:
-    """Delete what nobody can ask for any more. The newest event stays: SQLite would use its id again."""
+    """Delete what nobody can ask for any more."""
     with hub.store.transaction() as session:
-        newest = session.exec(select(func.max(Event.id))).one() or 0
-        session.exec(delete(Event).where(col(Event.created_at) < now() - EVENTS_KEPT, col(Event.id) < newest))
+        history.forget(session, now() - EVENTS_KEPT)
         session.exec(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < now() - KEYS_KEPT))
         session.exec(delete(RateLease).where(old_leases()))
         last = now() - timedelta(days=hub.audit_days)

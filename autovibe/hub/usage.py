@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from hashlib import sha256
 from uuid import UUID, uuid4
 
 from sqlmodel import Session
@@ -31,7 +32,7 @@ def report(
     money = order.money.to_money(hub.ledger.currency).micros if order.money is not None else 0
     amounts = {Resource.api_calls: order.api_calls * MICROS, Resource.money: money}
     amounts = {resource: amount for resource, amount in amounts.items() if amount}
-    key = f"{actor.identity}:{once.key}"[:200] if once is not None else None
+    key = sha256(f"{actor.identity}:{once.key}".encode()).hexdigest() if once is not None else None
 
     def decide(session: Session, _attempt: int) -> Accepted:
         machine = held(session, uuid)

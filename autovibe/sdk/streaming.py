@@ -30,16 +30,18 @@ class Frames:
 
     def __iter__(self) -> Iterator[Frame]:
         fields: dict[str, str] = {}
-        with contextlib.suppress(httpx2.TransportError, httpx2.StreamError):
-            for line in self._lines():
-                if line:
-                    name, _, value = line.partition(":")
-                    value = value.removeprefix(" ")
-                    fields[name] = f"{fields[name]}\n{value}" if name == "data" and name in fields else value
-                elif fields:
-                    yield Frame(fields.get("id", ""), fields.get("event", ""), fields.get("data", ""))
-                    fields = {}
-        self._response.close()
+        try:
+            with contextlib.suppress(httpx2.TransportError, httpx2.StreamError):
+                for line in self._lines():
+                    if line:
+                        name, _, value = line.partition(":")
+                        value = value.removeprefix(" ")
+                        fields[name] = f"{fields[name]}\n{value}" if name == "data" and name in fields else value
+                    elif fields:
+                        yield Frame(fields.get("id", ""), fields.get("event", ""), fields.get("data", ""))
+                        fields = {}
+        finally:  # also when it is left in the middle
+            self._response.close()
 
     def _lines(self) -> Iterator[str]:
         """Only LF and CR LF end a line here; the characters that end one elsewhere may stand in data."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import and_, or_, text
+from sqlalchemy import and_, bindparam, or_, text
 from sqlalchemy.dialects import postgresql
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, func, select, update
 
 from autovibe.domain import Account, Machine, Project
 from autovibe.domain.budget import (
@@ -35,7 +36,7 @@ from autovibe.domain.budget import (
 )
 from autovibe.domain.columns import now
 from autovibe.errors import LimitExceeded, NotFound
-from autovibe.store import rows
+from autovibe.store import inserts, rows
 from autovibe.types import MICROS, ProjectStatus, Resource
 
 
@@ -53,6 +54,29 @@ class Move(NamedTuple):
 
     reserved: int
     used: int = 0
+
+
+class Sums(NamedTuple):
+    """What of an account decides whether it can be changed, and how."""
+
+    limit_micros: int | None
+    used_micros: int = 0
+    reserved_micros: int = 0
+    warned_percent: int = 0
+
+    @classmethod
+    def of(cls, account: Account) -> Sums:
+        return cls(account.limit_micros, account.used_micros, account.reserved_micros, account.warned_percent)
+
+    @property
+    def allocated_micros(self) -> int | None:
+        limit = self.limit_micros
+        return None if limit is None else max(self.used_micros + self.reserved_micros, limit)
+
+    def moved(self, change: Move) -> Sums:
+        return self._replace(
+            used_micros=self.used_micros + change.used, reserved_micros=self.reserved_micros + change.reserved
+        )
 
 
 @dataclass(frozen=True)
@@ -88,38 +112,42 @@ def move(
     wanted = {key: change for key, change in moves.items() if change != (0, 0)}
     if not wanted:
         return
+    session.flush()  # all that follows goes below the ORM
     if _is_postgres(session):
         _open(session, wanted, pool, machine)
-    found = _held(session, _are(wanted))
-    missing = [key for key in wanted if key not in found]  # on SQLite, where nobody else can open them now
-    found |= _opened(session, missing, pool, machine)
+    found = _held(session, wanted)
+    missing = wanted.keys() - found.keys()  # on SQLite, where nobody else can open them now
+    limits = limits_of(session, missing, pool, machine)
+    found |= {key: Sums(limits[key]) for key in missing}
     for key in sorted(wanted):
-        if error := shortage(session, found[key], sum(wanted[key]), currency):
+        if error := shortage(session, key, found[key], sum(wanted[key]), currency):
             raise error
-    session.add_all(found[key] for key in missing)
+    moved = {key: found[key].moved(change) for key, change in wanted.items()}
     for key, change in wanted.items():
-        account = found[key]
-        account.reserved_micros += change.reserved
-        account.used_micros += change.used
-        _allocate(account)
         if change.used:
-            _warn(session, account, project)
+            moved[key] = _warned(session, key, moved[key], project)
+    inserts.add(session, Account, *(_values(key, moved[key]) for key in missing))
+    _write(session, {key: sums for key, sums in moved.items() if key not in missing})
 
 
 def read(session: Session, keys: Collection[Key], pool: Pool) -> dict[Key, Account]:
     """The accounts, those not opened yet as they would be opened now. Writes and holds nothing."""
-    statement = select(Account).where(_are(keys)).execution_options(populate_existing=True)
-    found = {_key_of(account): account for account in session.exec(statement).all()}
-    return found | _opened(session, [key for key in keys if key not in found], pool)
+    statement = select(Account).where(_are(len(owners := _by_owner(keys)))).execution_options(populate_existing=True)
+    found = {_key_of(account): account for account in session.exec(statement, params=_named(owners)).all()}
+    limits = limits_of(session, missing := [key for key in keys if key not in found], pool)
+    return found | {
+        key: Account(**key._asdict(), limit_micros=limits[key], allocated_micros=limits[key]) for key in missing
+    }
 
 
-def shortage(session: Session, account: Account, amount: int, currency: str, machine: str = "") -> LimitExceeded | None:
+def shortage(
+    session: Session, key: Key, sums: Sums, amount: int, currency: str, machine: str = ""
+) -> LimitExceeded | None:
     """Why the account cannot take so much more; None where it can. `machine` names one that has no row yet."""
-    taken = account.used_micros + account.reserved_micros
-    limit = MOST_MICROS if account.limit_micros is None else min(account.limit_micros, MOST_MICROS)
+    taken = sums.used_micros + sums.reserved_micros
+    limit = MOST_MICROS if sums.limit_micros is None else min(sums.limit_micros, MOST_MICROS)
     if amount <= 0 or taken + amount <= limit:
         return None
-    key = _key_of(account)
     if key.scope == Scope.system:
         owner, remedy = "The pool of all projects", "the settings 'pool_daily_…'"
     elif key.scope == Scope.project:
@@ -135,9 +163,9 @@ def shortage(session: Session, account: Account, amount: int, currency: str, mac
             "scope": str(key.scope),
             "resource": str(key.resource),
             "period": key.period,
-            "limit_micros": account.limit_micros,
-            "used_micros": account.used_micros,
-            "reserved_micros": account.reserved_micros,
+            "limit_micros": sums.limit_micros,
+            "used_micros": sums.used_micros,
+            "reserved_micros": sums.reserved_micros,
             "requested_micros": amount,
         },
     )
@@ -171,6 +199,8 @@ def limits_of(
     session: Session, keys: Collection[Key], pool: Pool, machine: Machine | None = None
 ) -> dict[Key, int | None]:
     """What settings, projects, greediness and constraints give these accounts now, read anew. Raises NotFound."""
+    if not keys:
+        return {}
     known = {machine.uuid: machine} if machine is not None else {}
     projects = _rows(session, Project, {key.owner_uuid for key in keys if key.scope == Scope.project})
     unknown = {key.owner_uuid for key in keys if key.scope == Scope.machine} - set(known)
@@ -199,23 +229,26 @@ def refit(session: Session, pool: Pool, since: str) -> None:
     """Give the daily accounts from that day on the limits of now. What is taken above a lower limit stays allocated."""
     guard_limits(session, is_changing=True)
     daily = col(Account.scope).in_([Scope.system, Scope.project]) & (col(Account.period) >= since)
-    _set_limits(session, _held(session, daily), pool)
+    _set_limits(session, daily, pool)
 
 
 def refit_machine(session: Session, machine: UUID, pool: Pool) -> None:
     """Give a machine's accounts the limits of its constraints."""
     guard_limits(session, is_changing=True)
     own = (col(Account.scope) == Scope.machine) & (col(Account.owner_uuid) == machine)
-    _set_limits(session, _held(session, own), pool)
+    _set_limits(session, own, pool)
 
 
-def _set_limits(session: Session, found: Mapping[Key, Account], pool: Pool) -> None:
+def _set_limits(session: Session, which: Any, pool: Pool) -> None:
+    statement = select(Account).where(which).order_by(*_KEY).with_for_update()
+    held = session.exec(statement.execution_options(populate_existing=True)).all()
+    found = {_key_of(account): account for account in held}
     for key, limit in limits_of(session, found, pool).items():
         account = found[key]
         if account.limit_micros != limit:
             account.limit_micros = limit
             account.warned_percent = 0  # the percents of another limit are told anew
-            _allocate(account)
+            account.allocated_micros, account.updated_at = Sums.of(account).allocated_micros, now()
 
 
 def guard_limits(session: Session, *, is_changing: bool = False) -> None:
@@ -257,79 +290,122 @@ def _rows(session: Session, model: Any, uuids: Collection[UUID]) -> dict[UUID, A
 # Rows
 
 
+_KEY: Any = (Account.scope, Account.owner_uuid, Account.period, Account.resource)
+_SUMS: Any = (Account.limit_micros, Account.used_micros, Account.reserved_micros, Account.warned_percent)
+
+
 def _open(session: Session, keys: Collection[Key], pool: Pool, machine: Machine | None) -> None:
     """Have rows of all of them, committed or ours, before any is held."""
-    known = select(Account.scope, Account.owner_uuid, Account.period, Account.resource).where(_are(keys))
-    there = {tuple(row) for row in session.exec(known).all()}
+    owners = _by_owner(keys)
+    known = session.connection().execute(_looking(len(owners)), _named(owners))
+    there = {tuple(row) for row in known}
     missing = [key for key in keys if tuple(key) not in there]
     if not missing:
         return
     if machine is None or any(key.owner_uuid != machine.uuid for key in missing):
         guard_limits(session)
-    opened = _opened(session, missing, pool, machine)
-    values = [opened[key].model_dump() for key in sorted(opened)]
-    session.execute(postgresql.insert(Account).values(values).on_conflict_do_nothing())
+    limits = limits_of(session, missing, pool, machine)
+    session.connection().execute(_OPENING, [_values(key, Sums(limits[key])) for key in sorted(missing)])
 
 
-def _opened(session: Session, keys: Collection[Key], pool: Pool, machine: Machine | None = None) -> dict[Key, Account]:
-    """The accounts as they are opened now; not yet rows."""
-    limits = limits_of(session, keys, pool, machine) if keys else {}
-    return {key: Account(**key._asdict(), limit_micros=limits[key], allocated_micros=limits[key]) for key in keys}
+def _held(session: Session, keys: Collection[Key]) -> dict[Key, Sums]:
+    """The accounts that there are, nobody else's until the end of the transaction."""
+    owners = _by_owner(keys)
+    found = session.connection().execute(_holding(len(owners)), _named(owners))
+    return {
+        Key(Scope(scope), owner, period, Resource(resource)): Sums(*sums)
+        for scope, owner, period, resource, *sums in found
+    }
 
 
-def _held(session: Session, which: Any) -> dict[Key, Account]:
-    order = (col(Account.scope), col(Account.owner_uuid), col(Account.period), col(Account.resource))
-    statement = select(Account).where(which).order_by(*order).with_for_update()
-    found = session.exec(statement.execution_options(populate_existing=True)).all()
-    return {_key_of(account): account for account in found}
+def _write(session: Session, moved: Mapping[Key, Sums]) -> None:
+    """Change accounts that are held; what the session has read of them is read again."""
+    if not moved:
+        return
+    changes = [{f"of_{name}": value for name, value in _values(key, sums).items()} for key, sums in moved.items()]
+    session.connection().execute(_CHANGING, changes)
+    for row in session.identity_map.values():
+        if isinstance(row, Account) and _key_of(row) in moved:
+            session.expire(row)
 
 
-def _are(keys: Collection[Key]) -> Any:
-    """One condition an owner and period; row values would have SQLite read the whole table."""
-    resources: dict[tuple[Scope, UUID, str], list[Resource]] = {}
+def _values(key: Key, sums: Sums) -> dict[str, Any]:
+    return {**key._asdict(), **sums._asdict(), "allocated_micros": sums.allocated_micros, "updated_at": now()}
+
+
+_OPENING = postgresql.insert(Account).on_conflict_do_nothing()
+_CHANGING = (
+    update(Account)
+    .where(*(column == bindparam(f"of_{column.key}") for column in _KEY))
+    .values({name: bindparam(f"of_{name}") for name in (*Sums._fields, "allocated_micros", "updated_at")})
+)
+
+Owners = Mapping[tuple[Scope, UUID, str], list[Resource]]
+
+
+def _by_owner(keys: Collection[Key]) -> Owners:
+    owners: dict[tuple[Scope, UUID, str], list[Resource]] = {}
     for key in keys:
-        resources.setdefault(key[:3], []).append(key.resource)
+        owners.setdefault(key[:3], []).append(key.resource)
+    return owners
+
+
+@cache
+def _looking(owners: int) -> Any:
+    return select(*_KEY).where(_are(owners))
+
+
+@cache
+def _holding(owners: int) -> Any:
+    return select(*_KEY, *_SUMS).where(_are(owners)).order_by(*_KEY).with_for_update()
+
+
+@cache
+def _are(owners: int) -> Any:
+    """One condition an owner and period (`_named`); row values would have SQLite read the whole table."""
     return or_(
         *(
             and_(
-                col(Account.scope) == scope,
-                col(Account.owner_uuid) == owner,
-                col(Account.period) == period,
-                col(Account.resource).in_(names),
+                col(Account.scope) == bindparam(f"scope_{n}"),
+                col(Account.owner_uuid) == bindparam(f"owner_{n}"),
+                col(Account.period) == bindparam(f"period_{n}"),
+                col(Account.resource).in_(bindparam(f"resources_{n}", expanding=True)),
             )
-            for (scope, owner, period), names in resources.items()
+            for n in range(owners)
         )
     )
+
+
+def _named(owners: Owners) -> dict[str, Any]:
+    """The parameters of a statement over `_are`."""
+    named: dict[str, Any] = {}
+    for n, ((scope, owner, period), resources) in enumerate(owners.items()):
+        named |= {f"scope_{n}": scope, f"owner_{n}": owner, f"period_{n}": period, f"resources_{n}": resources}
+    return named
 
 
 def _key_of(account: Account) -> Key:
     return Key(Scope(account.scope), account.owner_uuid, account.period, Resource(account.resource))
 
 
-def _allocate(account: Account) -> None:
-    taken, limit = account.used_micros + account.reserved_micros, account.limit_micros
-    account.allocated_micros = None if limit is None else max(taken, limit)
-    account.updated_at = now()
-
-
-def _warn(session: Session, account: Account, project: UUID) -> None:
+def _warned(session: Session, key: Key, sums: Sums, project: UUID) -> Sums:
     """Record an event for the highest of WARNINGS that the use has reached and that was not told yet."""
-    if not account.limit_micros:
-        return
-    percent = 100 * account.used_micros // account.limit_micros
+    if not sums.limit_micros:
+        return sums
+    percent = 100 * sums.used_micros // sums.limit_micros
     reached = max((mark for mark in WARNINGS if mark <= percent), default=0)
-    if reached <= account.warned_percent:
-        return
-    account.warned_percent = reached
-    is_machines = account.scope == Scope.machine
+    if reached <= sums.warned_percent:
+        return sums
+    is_machines = key.scope == Scope.machine
     rows.record(
         session,
         "budget.warning",
-        account.owner_uuid if is_machines else project,
+        key.owner_uuid if is_machines else project,
         project,
-        scope=str(account.scope),
-        resource=str(account.resource),
+        scope=str(key.scope),
+        resource=str(key.resource),
         percent=reached,
-        used_micros=account.used_micros,
-        limit_micros=account.limit_micros,
+        used_micros=sums.used_micros,
+        limit_micros=sums.limit_micros,
     )
+    return sums._replace(warned_percent=reached)

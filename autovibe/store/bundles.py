@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -120,7 +120,7 @@ def verify(bundle: Path) -> Manifest:
     wrong = []
     for name, file in manifest.files.items():
         path = bundle / name
-        if not path.resolve().is_relative_to(bundle.resolve()):
+        if not _is_plain(name) or not path.resolve().is_relative_to(bundle.resolve()):
             wrong.append(f"'{name}' lies outside of it")
         elif not path.is_file() or path.is_symlink():
             wrong.append(f"'{name}' is missing")
@@ -133,6 +133,12 @@ def verify(bundle: Path) -> Manifest:
             f"The checkpoint in '{bundle}' is not as it was made: {', '.join(wrong[:10])}.", details={"wrong": wrong}
         )
     return manifest
+
+
+def _is_plain(name: str) -> bool:
+    """Whether the name means the same place below any directory: `home/../x` lies in the bundle, and beside a home."""
+    pure = PurePosixPath(name)
+    return not pure.is_absolute() and ".." not in pure.parts and pure.as_posix() == name
 
 
 def digest_of(path: Path) -> str:

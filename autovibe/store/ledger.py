@@ -18,14 +18,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlmodel import Session, col, insert, select
+from sqlmodel import Session, col, select
 
 from autovibe.domain import Account, LedgerEntry, Machine, Project, Reservation
 from autovibe.domain.budget import DAILY, LIFE, Amounts, Scope, day_of, machine_limits, running, spent
 from autovibe.domain.columns import now
 from autovibe.errors import InternalError, LimitExceeded
-from autovibe.store import accounts
-from autovibe.store.accounts import Holder, Key, Move, shown
+from autovibe.store import accounts, inserts
+from autovibe.store.accounts import Holder, Key, Move, Sums, shown
 from autovibe.types import Resource
 
 __all__ = ["Holder", "Key", "Ledger", "shown"]
@@ -52,7 +52,7 @@ class Ledger:
             return
         held = _Held(uuid, holder, day_of(moment or now()), {})
         self._move(session, held, reserved=amounts)
-        held.write(session, reserved=amounts)
+        held.open(session, amounts)
 
     def charge(
         self,
@@ -126,23 +126,22 @@ class Ledger:
         accounts.move(session, moves, self.pool, self.currency, old.holder.project_uuid)
         old.write(session, released=rest, note="carried over midnight")
         old.close()
-        new.write(session, reserved=rest)
+        new.open(session, rest)
 
     # A machine's reservation
 
     def reserve_machine(
         self, session: Session, machine: Machine, tail_seconds: float, moment: datetime | None = None
     ) -> None:
-        """Hold the tail and a first slice of the machine's time and money, in its row, which the transaction has made
+        """Hold the tail and a first slice of the machine's time and money, in its row, which the transaction makes
         or holds. Raises LimitExceeded; the machine is as it was then.
         """
         amounts = running(machine.price_micros, tail_seconds)
         held = _Held(uuid4(), Holder(machine.project_uuid, machine.uuid), day_of(moment or now()), {})
         moves = _moves(held, reserved=amounts)
         accounts.move(session, moves, self.pool, self.currency, machine.project_uuid, machine)
-        held.write(session, reserved=amounts)
+        held.open(session, amounts)
         machine.reservation_uuid = held.uuid
-        session.add(machine)
 
     def settle_machine(
         self, session: Session, machine: Machine, moment: datetime, *, also: Amounts | None = None, note: str = ""
@@ -204,16 +203,12 @@ class Ledger:
         """
         period = day_of(moment or now())
         keys = [key for resource in amounts for key in Holder(machine.project_uuid).keys(period, resource)]
-        found = list(accounts.read(session, keys, self.pool).values())
+        found = {key: Sums.of(account) for key, account in accounts.read(session, keys, self.pool).items()}
         for resource, limit in machine_limits(machine).items():
-            found.append(
-                Account(
-                    scope=Scope.machine, owner_uuid=machine.uuid, period=LIFE, resource=resource, limit_micros=limit
-                )
-            )
+            found[Key(Scope.machine, machine.uuid, LIFE, resource)] = Sums(limit)
         errors = (
-            accounts.shortage(session, account, amounts.get(Resource(account.resource), 0), self.currency, machine.name)
-            for account in found
+            accounts.shortage(session, key, sums, amounts.get(key.resource, 0), self.currency, machine.name)
+            for key, sums in found.items()
         )
         return [error for error in errors if error is not None]
 
@@ -267,6 +262,13 @@ class _Held:
             resource: lack for resource, amount in amounts.items() if (lack := amount - self.reserved(resource)) > 0
         }
 
+    def open(self, session: Session, reserved: Amounts) -> None:
+        """Write the rows and entries of one in the making."""
+        rows = [self._values(resource) | {"reserved_micros": amount} for resource, amount in reserved.items()]
+        inserts.add(session, Reservation, *rows)
+        entries = (self._entry("reserve", resource, amount) for resource, amount in reserved.items() if amount)
+        inserts.add(session, LedgerEntry, *entries)
+
     def write(
         self,
         session: Session,
@@ -281,7 +283,7 @@ class _Held:
         reserved, used, released = reserved or {}, used or {}, released or {}
         for resource in Resource:
             if resource not in self.rows and (resource in reserved or resource in used):
-                self.rows[resource] = self._row(resource)
+                self.rows[resource] = Reservation(**self._values(resource), reserved_micros=0)
                 session.add(self.rows[resource])
             if (row := self.rows.get(resource)) is not None:
                 row.reserved_micros += reserved.get(resource, 0) - used.get(resource, 0) - released.get(resource, 0)
@@ -292,24 +294,24 @@ class _Held:
             for resource in Resource
             if amounts.get(resource, 0)
         ]
-        if entries:
-            session.connection().execute(insert(LedgerEntry), entries)
+        inserts.add(session, LedgerEntry, *entries)
 
     def close(self) -> None:
         for row in self.rows.values():
             row.closed_at = now()
 
-    def _row(self, resource: Resource) -> Reservation:
-        return Reservation(
-            uuid=self.uuid,
-            resource=resource,
-            project_uuid=self.holder.project_uuid,
-            machine_uuid=self.holder.machine_uuid,
-            period=self.period,
-            reserved_micros=0,
-        )
+    def _values(self, resource: Resource) -> dict[str, Any]:
+        return {
+            "uuid": self.uuid,
+            "resource": resource,
+            "project_uuid": self.holder.project_uuid,
+            "machine_uuid": self.holder.machine_uuid,
+            "period": self.period,
+        }
 
-    def _entry(self, kind: str, resource: Resource, amount: int, key: str | None, note: str) -> dict[str, Any]:
+    def _entry(
+        self, kind: str, resource: Resource, amount: int, key: str | None = None, note: str = ""
+    ) -> dict[str, Any]:
         return {
             "kind": kind,
             "reservation_uuid": self.uuid,
@@ -320,7 +322,6 @@ class _Held:
             "amount_micros": amount,
             "key": key,
             "note": note if kind != "reserve" else "",
-            "created_at": now(),
         }
 
 

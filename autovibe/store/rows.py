@@ -11,7 +11,7 @@ from sqlmodel import Session, SQLModel, update
 
 from autovibe.domain import Event
 from autovibe.errors import NotFound
-from autovibe.store import trail
+from autovibe.store import inserts, trail
 
 Row = TypeVar("Row", bound=SQLModel)
 
@@ -60,7 +60,8 @@ def compare_and_set(
 
 def record(session: Session, kind: str, object_uuid: UUID, project_uuid: UUID | None = None, **body: Any) -> None:
     """Add an event to the transaction; the tailers of all hub processes learn of it when it commits."""
-    session.add(Event(kind=kind, object_uuid=object_uuid, project_uuid=project_uuid, body=body))
+    event = {"kind": kind, "object_uuid": object_uuid, "project_uuid": project_uuid, "body": body}
+    inserts.add(session, Event, event)
     trail.note(project_uuid=project_uuid)
     if session.get_bind().dialect.name == "postgresql":
         session.connection().execute(text(f"NOTIFY {CHANNEL}"))

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextvars
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlmodel import Session
 
 from autovibe.domain import AuditEntry
+from autovibe.store import inserts
 
 
 @dataclass
@@ -38,18 +40,22 @@ class Line:
     is_written: bool = False
 
     def entry(self, outcome: str, status: int | None = None) -> AuditEntry:
-        return AuditEntry(
-            actor=self.actor[:100],
-            key_id=self.key_id,
-            verb=self.verb[:120],
-            object_kind=self.object_kind,
-            object_uuid=self.object_uuid,
-            project_uuid=self.project_uuid,
-            outcome=outcome,
-            status=self.status if status is None else status,
-            request_id=self.request_id,
-            client=self.client[:64],
-        )
+        return AuditEntry(**self.values(outcome, status))
+
+    def values(self, outcome: str, status: int | None = None) -> dict[str, Any]:
+        """What the entry says."""
+        return {
+            "actor": self.actor[:100],
+            "key_id": self.key_id,
+            "verb": self.verb[:120],
+            "object_kind": self.object_kind,
+            "object_uuid": self.object_uuid,
+            "project_uuid": self.project_uuid,
+            "outcome": outcome,
+            "status": self.status if status is None else status,
+            "request_id": self.request_id,
+            "client": self.client[:64],
+        }
 
 
 current: contextvars.ContextVar[Line | None] = contextvars.ContextVar("audit_line", default=None)
@@ -72,7 +78,7 @@ def write(session: Session) -> None:
     """Add the line to a transaction that is about to commit."""
     line = current.get()
     if line is not None and not line.is_written:
-        session.add(line.entry("done"))
+        inserts.add(session, AuditEntry, line.values("done"))
 
 
 def written() -> None:

@@ -45,7 +45,7 @@ RAM_PREFIX = "av-ram-"
 """Begins the names of snapshots that hold a blocked machine's RAM; 39 characters with the operation's uuid."""
 
 FREEZE_SECONDS = 8.0  # what a guest gets to freeze its prompt in, before the hypervisor pauses it; 0.2 s are usual
-HOLD_SECONDS = 30.0  # and to freeze everything else
+HOLD_SECONDS = 30.0  # and to freeze everything else, or the tail where that is longer: the prompt rests already
 _PATIENCE_SECONDS = 30.0  # of a command whose end is waited for shorter
 _SILENCE_SECONDS = 30.0  # how long a guest that was frozen may not answer before its checkpoint is given up
 _DAY = 86400.0
@@ -75,7 +75,8 @@ def _hold(world: World, operation: Operation, machine: Machine) -> str:
         fault := _within(FREEZE_SECONDS, lambda: agent.freeze(world.guests, address, timeout_seconds=_PATIENCE_SECONDS))
     ):
         return fault
-    return _within(HOLD_SECONDS, lambda: guest_scan.hold(world.guests, address, token=token, watchdog_seconds=None))
+    patience = max(HOLD_SECONDS, world.tail_seconds)
+    return _within(patience, lambda: guest_scan.hold(world.guests, address, token=token, watchdog_seconds=None))
 
 
 def _within(seconds: float, act: Callable[[], None]) -> str:
@@ -192,6 +193,8 @@ def keep(world: World, operation_uuid: UUID) -> None:
 def stop(world: World, operation_uuid: UUID) -> None:
     """Switch the VM off; also the undo of all, so that nothing goes on running at a limit."""
     operation, machine = vms.machine_of(world, operation_uuid)
+    if machine.operation_uuid != operation_uuid:
+        return  # an undo that waited for the hypervisor: another operation has the VM by now
     if machine.vmid is not None and vms.find_owned(world, machine.vmid, machine.uuid) is not None:
         vmid = machine.vmid
         vms.run_task(world, operation_uuid, "stop", vmid, lambda: change.stop(world.proxmox, vmid))

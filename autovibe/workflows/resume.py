@@ -14,7 +14,13 @@ from sqlmodel import Session
 
 from autovibe.domain import Machine, Operation
 from autovibe.domain.columns import now
-from autovibe.errors import AutovibeError, HypervisorRefused, HypervisorTaskFailed, OperationFailed
+from autovibe.errors import (
+    AutovibeError,
+    HypervisorRefused,
+    HypervisorTaskFailed,
+    HypervisorUnavailable,
+    OperationFailed,
+)
 from autovibe.guest import identity
 from autovibe.guest import scan as guest_scan
 from autovibe.hypervisor import change, read
@@ -87,11 +93,13 @@ def thaw(world: World, operation_uuid: UUID) -> None:
 
 
 def forget(world: World, operation_uuid: UUID) -> None:
-    """The RAM's snapshot has served its purpose. One that cannot be deleted is left for the machine's end."""
+    """The RAM's snapshot has served its purpose. One that cannot be deleted now is left for the machine's end: its
+    work goes on again, and is not metered before this operation is over.
+    """
     _, machine = vms.machine_of(world, operation_uuid)
     try:
         block.forget_ram(world, operation_uuid, vms.vmid_of(machine))
-    except (HypervisorTaskFailed, HypervisorRefused) as error:
+    except (HypervisorTaskFailed, HypervisorRefused, HypervisorUnavailable) as error:
         _log.warning("A snapshot of machine '%s' is left over: %s", machine.name, error.message)
 
 
@@ -139,7 +147,7 @@ WORKFLOW = Workflow(
         Step("clock", clock),
         Step("thaw", thaw),
         Step("forget", forget, deadline=_DAY, patience=FOREVER),
-        Step("mark", mark),
+        Step("mark", mark, patience=FOREVER),
     ),
     fail=fail,
 )

@@ -275,6 +275,17 @@ def test_the_writer_folds_bounds_and_outlives_a_database_that_is_away(
     ]
 
 
+def test_a_loop_without_a_key_is_one_line_whatever_it_names(store: Store) -> None:
+    written = Trail(store)
+    for number in range(4):
+        named = {"object_kind": "machine", "object_uuid": UUID(int=number // 3)}
+        for status in (401, 403, 429):
+            written.put(line(**named), Outcome.refused, status)
+    written.flush()
+    found = [(entry.status, entry.object_uuid, entry.count) for entry in entries(store)]
+    assert found == [(401, None, 4), (403, UUID(int=0), 3), (429, None, 4), (403, UUID(int=1), 1)]
+
+
 def test_the_writer_writes_soon_and_what_waits_at_its_end(store: Store) -> None:
     written, is_there = Trail(store), threading.Event()
     store.after_commit.append(is_there.set)

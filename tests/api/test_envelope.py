@@ -109,6 +109,12 @@ def test_a_body_that_is_no_order_is_400(served: Served, content: bytes) -> None:
     error_of(answer, 400, "INVALID_REQUEST")
 
 
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+def test_a_body_nested_too_deeply_under_an_idempotency_key_is_400(served: Served, kind: str) -> None:
+    headers = {"Content-Type": kind, "Idempotency-Key": "deep"}
+    error_of(served.http.post("/projects", content=b"[" * 100_000, headers=headers), 400, "INVALID_REQUEST")
+
+
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=201", "offset=-1", "offset=99999999999999999999", "status=asleep", "project_uuid=x"]
 )

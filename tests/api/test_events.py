@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +23,7 @@ from sqlmodel import Session
 
 from autovibe import Client, app, schemas
 from autovibe.domain import Event, Operation
-from autovibe.hub import feed
+from autovibe.hub import feed, history
 from autovibe.hub.arrivals import Reader
 from autovibe.store import Store, rows
 from autovibe.types import OperationKind
@@ -307,7 +308,7 @@ def test_who_was_away_for_too_long_is_told_what_is_missing(served: Served) -> No
     page = served.get("/events", since=newest + 1000, object_uuid=str(about)).json()
     assert page["missed"]["last_id"] == newest + 1000
     with served.hub.store.transaction() as session:
-        session.connection().exec_driver_sql(f"DELETE FROM event WHERE id < {kept[1]['id']}")
+        history.forget(session, datetime.fromisoformat(kept[1]["created_at"]))
     with listening(served, since=kept[0]["id"] - 1, object_uuid=str(about)) as late:
         late.wait(4)
         assert [name for _, name, _ in late.events] == ["reset", "test.note", "test.note", "test.note"]
@@ -530,6 +531,30 @@ def test_a_stream_ends_with_its_key(served: Served) -> None:
         assert stream.is_over.wait(10)
         assert stream.is_whole
         until(lambda: len(feed_here.listeners) == 1)
+
+
+def test_a_long_history_is_told_no_further_than_its_key_is_good(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, about = key_for(served), uuid4()
+    tell(served, about=about)
+    first = until(lambda: served.get("/events", object_uuid=str(about)).json()["events"])
+    with served.hub.store.transaction() as session:
+        for _ in range(1100):
+            session.add(Event(kind="test.many", object_uuid=about, body={}))
+    wanted = {"object_uuid": str(about), "since": first[0]["id"], "limit": 1000}
+    until(lambda: served.get("/events", **wanted).json()["has_more"])
+    monkeypatch.setattr(feed, "ASKED_SECONDS", 0.0)
+    between = history.between
+
+    def revoked_meanwhile(*arguments: Any) -> Any:
+        served.post(f"/keys/{made['uuid']}/revoke").raise_for_status()
+        return between(*arguments)
+
+    monkeypatch.setattr(history, "between", revoked_meanwhile)
+    with listening(served, key=made["key"], since=first[0]["id"], object_uuid=str(about)) as stream:
+        assert stream.is_over.wait(10)
+        assert len(stream.events) == 500
 
 
 def test_the_client_waits_by_the_stream(served: Served) -> None:

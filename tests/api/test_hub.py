@@ -197,6 +197,17 @@ def test_what_is_kept(served: Served) -> None:
     assert not [uuid for uuid in gone if hub.premises.place(uuid).exists()]
 
 
+def test_one_that_cannot_be_deleted_does_not_keep_the_others(served: Served) -> None:
+    hub = served.hub  # whose Proxmox does not answer
+    stuck = row_of(hub, "recovery", timedelta(hours=20), vmid=9001, snapshot="s")
+    old = row_of(hub, "recovery", timedelta(hours=30))
+    kept = [row_of(hub, "recovery", timedelta(hours=hour)) for hour in (1, 2, 3)]
+    backups.prune(hub)
+    with hub.store.reading() as session:
+        assert set(session.exec(select(HubCheckpoint.uuid))) == {stuck, *kept}
+    assert not hub.premises.place(old).exists()
+
+
 def test_what_failed_leaves_no_files(served: Served) -> None:
     hub = served.hub
     failed, ready = (row_of(hub, "manual", timedelta(hours=1), status=status) for status in ("failed", "ready"))

@@ -15,14 +15,15 @@ import httpx2
 import pytest
 from sqlmodel import Session, delete, select
 
-from autovibe.domain import Allotment, Experiment, HubCheckpoint
+from autovibe.domain import Allotment, Experiment, HubCheckpoint, Machine, Project
 from autovibe.domain.columns import now
 from autovibe.domain.hub_instance import place_of
-from autovibe.errors import LimitExceeded
-from autovibe.hub import experiments
+from autovibe.errors import DatabaseUnavailable, LimitExceeded, OperationFailed
+from autovibe.hub import experiment_home, experiments
 from autovibe.hub.laboratory import Laboratory
+from autovibe.premises import launch_of
 from autovibe.store import Store
-from tests.api.conftest import KEY, Served, error_of, until
+from tests.api.conftest import KEY, Served, error_of, settings_of, until
 
 
 @pytest.fixture
@@ -209,6 +210,71 @@ def test_the_home_of_one_that_was_over_long_ago_goes(served: Served, base: UUID,
     Laboratory(served.hub)._forget_old()
     assert [path.name for path in tmp_path.iterdir()] == ["recent"]
     assert (served.row(Experiment, old.uuid).path, served.row(Experiment, recent.uuid).path) == ("", recent.path)
+
+
+@pytest.fixture
+def left(served: Served, base: UUID, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Experiment, Store]:
+    """One that runs and has a machine, in another home, so that the Hub leaves it to the test; and its database."""
+    (tmp_path / "config.toml").touch()
+    own = Store(f"sqlite:///{tmp_path / 'own.db'}")
+    own.migrate(tmp_path / "backups")
+    with served.hub.store.transaction() as session:
+        row = Experiment(
+            name="left",
+            checkpoint_uuid=base,
+            place="elsewhere",
+            path=str(tmp_path),
+            status="running",
+            ends_at=now(),
+            started_at=now(),
+        )
+        session.add(row)
+    with own.transaction() as session:
+        project = Project(name="p")
+        session.add(project)
+        session.flush()
+        session.add(Machine(name="m", type="shell", project_uuid=project.uuid, node="n", vmid=9951, status="active"))
+    monkeypatch.setattr(experiment_home, "database_of", lambda *_: Store(f"sqlite:///{tmp_path / 'own.db'}"))
+    return row, own
+
+
+def test_one_whose_hub_is_down_at_its_end_is_started_to_end_its_machines(
+    served: Served, left: tuple[Experiment, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, own = left
+    started: list[UUID] = []
+    laboratory = Laboratory(served.hub)
+    monkeypatch.setattr(laboratory, "_start", lambda row: started.append(row.uuid))
+    laboratory._end(row)
+    assert (started, served.row(Experiment, row.uuid).status) == ([row.uuid], "running")
+    with own.transaction() as session:
+        session.exec(select(Machine)).one().status = "terminated"
+    laboratory._end(row)
+    assert (len(started), served.row(Experiment, row.uuid).status) == (1, "ended")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(DatabaseUnavailable(), "running"), (OSError("full"), "running"), (OperationFailed("It is gone."), "failed")],
+)
+def test_trouble_of_the_original_ends_none(
+    served: Served, left: tuple[Experiment, Store], monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
+) -> None:
+    def advance(_row: Experiment) -> None:
+        raise error
+
+    laboratory = Laboratory(served.hub)
+    for name, stub in {"_living": lambda: [left[0]], "_take_lock": lambda: True, "_advance": advance}.items():
+        monkeypatch.setattr(laboratory, name, stub)
+    laboratory.look_after()
+    assert served.row(Experiment, left[0].uuid).status == status
+    with served.hub.store.transaction() as session:
+        session.exec(delete(Experiment))
+
+
+def test_its_machines_are_not_told_the_url_of_the_original(home: Path) -> None:
+    shared = launch_of(settings_of(home, hub_url_for_guests="http://10.0.2.2:8080", workers=3)).settings
+    assert ("hub_url_for_guests" in shared, shared["workers"]) == (False, 3)
 
 
 def test_a_stretch_is_the_last_that_is_free(store: Store) -> None:

@@ -255,7 +255,36 @@ def _break(bundle: Path) -> None:
     (bundle / "manifest.json").write_text("{")
 
 
-TAMPERINGS = (_change, _shorten, _remove, _add, _link, _escape, _break)
+def _seal_with(bundle: Path, name: str, path: str) -> None:
+    """A file at `path` that a manifest which is right in all else calls `name`."""
+    place = bundle / path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("LD_PRELOAD=/tmp/x")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    seen = {"size": place.stat().st_size, "sha256": bundles.digest_of(place)}
+    manifest["files"] |= {name: seen, path: seen}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _climb(bundle: Path) -> None:
+    """Beside the home: ~/.ssh/authorized_keys of a home in ~."""
+    _seal_with(bundle, "home/../.ssh/authorized_keys", ".ssh/authorized_keys")
+
+
+def _put_elsewhere(bundle: Path) -> None:
+    """What systemd gives the Hub as its environment."""
+    _seal_with(bundle, "home/environment", "home/environment")
+
+
+def _empty(bundle: Path) -> None:
+    [database] = bundle.glob("database.*")
+    database.unlink()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["files"][database.name]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+TAMPERINGS = (_change, _shorten, _remove, _add, _link, _escape, _break, _climb, _put_elsewhere, _empty)
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(settings: Settings, home: Path) -> None:
@@ -266,7 +295,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(settings: Settings, ho
     for tamper in TAMPERINGS:
         copy = shutil.copytree(made.path, home / "copies" / tamper.__name__ / "bundle")
         tamper(copy)
-        with pytest.raises(OperationFailed, match=r"is not as it was made|is damaged"):
+        with pytest.raises(OperationFailed, match=r"is not as it was made|is damaged|which no|holds no"):
             restore(settings, copy)
     path = shutil.copytree(made.path, home / "copies" / "newer") / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -275,6 +304,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(settings: Settings, ho
     with pytest.raises(ConfigurationError, match=r"install autovibe 7\.8\.9 or newer"):
         restore(settings, path.parent)
     assert names_in(settings) == ["kept"]
+    assert not (home.parent / ".ssh").exists()
     assert [path for path in sorted(settings.hub_home.rglob("*")) if path not in before] == []
     other = {} if "database_url" in settings.model_fields_set else {"database_url": "postgresql://u@127.0.0.1:1/x"}
     with pytest.raises(AutovibeError):
@@ -292,6 +322,15 @@ def test_a_word_names_a_checkpoint(home: Path) -> None:
         shutil.copytree(made, made.with_name(f"zz{number}"))
     with pytest.raises(InvalidRequest, match="2 checkpoints"):
         premises.find_checkpoint(settings, "zz")
+
+
+def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_another(settings: Settings) -> None:
+    with running(settings) as hub:
+        damaged, made = checkpointed(hub), checkpointed(hub)
+    (Path(damaged.path) / "manifest.json").write_text("{")
+    restore(settings, made.path, is_saved=False)
+    with running(settings) as hub:
+        assert [backups.show(hub, found.uuid).status for found in (damaged, made)] == ["failed", "ready"]
 
 
 def test_a_damaged_database_is_replaced_when_that_is_wanted(home: Path) -> None:

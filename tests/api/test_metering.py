@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlmodel import select
@@ -20,7 +20,7 @@ from autovibe.domain.budget import LIFE, Scope, Shape, day_of, spent
 from autovibe.hub import blocking, metering
 from autovibe.hub.metering import Samples, Vm
 from autovibe.store import rows
-from autovibe.store.ledger import Key
+from autovibe.store.ledger import Holder, Key
 from autovibe.types import MICROS, MachineStatus, Resource
 from tests.api.conftest import Served
 
@@ -145,7 +145,9 @@ def test_a_machine_runs_to_its_limit_less_the_tail_and_is_blocked(served: Served
     assert of_it.reserved_micros == pytest.approx(60_000, abs=100)
     with served.hub.store.reading() as session:
         kinds = session.exec(select(Event.kind).where(Event.object_uuid == machine)).all()
+        told = session.exec(select(Event).where(Event.object_uuid == machine, Event.kind == "budget.warning")).all()
     assert kinds.count("budget.exceeded") == 1
+    assert [event.body["percent"] for event in told] == [60]  # the limit is small: the warning comes with the block
     assert machine not in [found.uuid for found in metering.running(served.hub)]
 
 
@@ -157,6 +159,54 @@ def test_a_machine_that_cannot_be_blocked_now_lives_on_its_tail_and_never_above(
         of_it = account(served, Key(Scope.machine, machine, LIFE, Resource.money))
         assert of_it.used_micros + of_it.reserved_micros <= 150_000
     assert of_it.used_micros == pytest.approx(150_000, abs=100)
+
+
+def test_what_ran_while_no_hub_did_is_charged_up_to_the_limit_and_then_blocked(served: Served) -> None:
+    start = noon()
+    machine = running(served, start, max_money_micros=1_000_000)
+    limit = meter(served, machine, start + timedelta(hours=2))
+    assert (limit.details["scope"], limit.details["resource"]) == ("machine", "money")
+    assert used(served, machine) == 1_000_000
+    assert used(served, machine, Resource.time_hours) == 2 * MICROS  # which has no limit
+
+
+def test_a_vm_that_is_off_costs_nothing_and_says_so_until_it_runs(served: Served) -> None:
+    start = noon()
+    machine = running(served, start, prompt="work", status=MachineStatus.working)
+    served.change(machine, vmid=4243)
+    found = Samples({4242: Vm(1.0, Shape(2, 4, 20))}, time.monotonic())
+    for seconds in (15, 30, 45):
+        assert meter(served, machine, start + timedelta(seconds=seconds), found) is None
+    row = served.row(Machine, machine)
+    assert "VM 4243 is off" in row.progress
+    assert (used(served, machine), row.metered_at) == (0, start + timedelta(seconds=45))
+    found.by_vmid = {4243: Vm(0.0, Shape(2, 4, 20))}
+    meter(served, machine, start + timedelta(seconds=60), found)
+    assert (used(served, machine), served.row(Machine, machine).progress) == (15_000, "")
+    with served.hub.store.reading() as session:
+        told = session.exec(select(Event).where(Event.object_uuid == machine, Event.kind == "machine.power")).all()
+    assert [event.body["power"] for event in told] == ["off", "on"]
+
+
+def test_a_vm_is_not_taken_for_off_by_what_was_seen_before_it_ran(served: Served) -> None:
+    start = noon()
+    machine = running(served, start)
+    served.change(machine, vmid=4244)
+    meter(served, machine, start + timedelta(seconds=15), Samples({}, time.monotonic() - 20))
+    assert used(served, machine) == 15_000
+
+
+def test_a_machine_of_a_day_without_room_that_cannot_be_blocked_is_no_busy_loop(served: Served) -> None:
+    start = noon() + timedelta(hours=11, minutes=59, seconds=50)
+    project = served.project(daily_money_micros=1_000_000)
+    machine = running(served, start, project, status=MachineStatus.terminating)
+    late = start + timedelta(seconds=20)
+    with served.hub.store.transaction() as session:
+        served.hub.ledger.reserve(session, uuid4(), Holder(project), {Resource.money: 999_000}, moment=late)
+    meter(served, machine, late)
+    charged = served.row(Machine, machine).metered_at
+    metering.meter(served.hub, Samples(), late + timedelta(seconds=0.1))
+    assert served.row(Machine, machine).metered_at == charged == late
 
 
 def test_midnight_divides_the_charge_and_carries_the_reservation(served: Served) -> None:

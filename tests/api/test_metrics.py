@@ -125,6 +125,18 @@ def test_durations_are_those_of_the_rows_however_often_and_late_they_are_read(
     assert (more("count"), more("bucket", le="5.0")) == (3, 2)
 
 
+def test_nothing_is_counted_twice_when_the_clock_is_set_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = now() - timedelta(minutes=30)
+    with store.transaction() as session:
+        ended_at = {"created_at": began, "finished_at": began + timedelta(seconds=3)}
+        session.add(Operation(kind=OperationKind.spawn, status="succeeded", object_uuid=uuid4(), **ended_at))
+    found = gauges.Gauges(store)
+    monkeypatch.setattr(gauges, "_KEEP_SECONDS", -1.0)
+    for hours in (0, -1, 0):
+        monkeypatch.setattr(gauges, "now", lambda hours=hours: now() + timedelta(hours=hours))
+        assert found.read().durations["spawn", "succeeded"].read()[1] == pytest.approx(3)
+
+
 def test_the_queue_is_seen(store: Store) -> None:
     """Without a hub, whose upkeep would begin what waits."""
     with store.transaction() as session:

@@ -58,6 +58,13 @@ def test_a_repeated_report_is_charged_once(served: Served) -> None:
     error_of(report(served, machine, key, api_calls=3), 409, "IDEMPOTENCY_MISMATCH")
 
 
+def test_long_keys_that_end_differently_are_two_reports(served: Served) -> None:
+    machine = served.machine()
+    for end in "ab":
+        assert report(served, machine, "k" * 250 + end, api_calls=2).status_code == 200
+    assert [amount for _, amount, _ in charges(served, machine)] == [2_000_000, 2_000_000]
+
+
 def test_what_does_not_fit_is_not_charged_and_blocks_the_machine(served: Served, started: list[UUID]) -> None:
     machine = served.machine(max_api_calls=5, status=MachineStatus.working, prompt="work")
     assert report(served, machine, api_calls=4).status_code == 200
@@ -170,3 +177,12 @@ def test_storage_is_told_of_refused_and_blocked_by_how_far_it_is_over(served: Se
     with served.hub.store.transaction() as session:
         rows.get(session, Project, project).storage_gb = 2
     assert served.post("/machines", order).status_code == 201
+
+
+def test_a_limit_of_a_few_bytes_is_told_of_too(served: Served) -> None:
+    project = served.project(storage_gb=0.0000015)
+    fill(served, project, 1200)  # 80 %, and less than 75 % in whole millionths
+    storage_limits.enforce(served.hub)
+    with served.hub.store.reading() as session:
+        told = session.exec(select(Event).where(Event.object_uuid == project, Event.kind == "budget.warning")).all()
+    assert [event.body["percent"] for event in told] == [75]

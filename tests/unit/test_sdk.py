@@ -269,6 +269,22 @@ def test_a_stream_ends_when_another_thread_closes_it(wire: Wire, client: Client)
     held.set()
 
 
+def test_streams_that_are_left_in_the_middle_hold_no_connections(wire: Wire, client: Client) -> None:
+    held = threading.Event()
+
+    def events() -> Iterator[str]:
+        yield wires.event(1, "test", None)
+        held.wait(20)
+
+    wire.on("GET", "/events", lambda _given: wires.Sse(events()))
+    for _ in range(3):
+        with client.events.stream() as stream:
+            assert next(stream).id == 1
+    del stream
+    assert client.connection._http._transport._pool.connections == []  # type: ignore[attr-defined]
+    held.set()
+
+
 def test_a_stream_that_cannot_be_had_says_why(wire: Wire, client: Client) -> None:
     with pytest.raises(errors.NotFound):
         next(client.events.stream())

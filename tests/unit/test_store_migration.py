@@ -354,10 +354,15 @@ def test_machines_that_run_are_metered_from_now_on(upgraded: Upgraded, old: Old)
     assert used == pytest.approx(40 / 3600 * 1e6, abs=2)
 
 
-def test_one_without_room_is_blocked_and_not_lost(upgraded: Upgraded, old: Old) -> None:
+def test_one_without_room_is_blocked_and_not_lost(
+    upgraded: Upgraded, old: Old, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = upgraded.parts.hub
     started: list[UUID] = []
     hub.workflows.start_soon = lambda uuid, kind: started.append(uuid)  # type: ignore[method-assign,assignment]
+    with monkeypatch.context() as busy:
+        busy.setattr(adoption, "block", lambda *_: False)  # it is being checkpointed
+        adoption.adopt(hub)
     adoption.adopt(hub)
     with hub.store.reading() as session:
         machine = session.get(Machine, old.machines["poor"])

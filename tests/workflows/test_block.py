@@ -14,7 +14,7 @@ from sqlmodel import select
 
 from autovibe.domain import Account, Checkpoint, Machine, Operation, Reservation
 from autovibe.domain.checkpoint import snapshot_name
-from autovibe.errors import LimitExceeded, OperationFailed, Unauthorized
+from autovibe.errors import HypervisorUnavailable, LimitExceeded, OperationFailed, Unauthorized
 from autovibe.guest import Address, agent
 from autovibe.hub import blocking, metering
 from autovibe.hypervisor import Proxmox, change, read
@@ -222,6 +222,23 @@ def test_a_guest_that_does_not_freeze_in_time_is_paused_and_loses_nothing(
     assert after.blocked is not None
     assert snapshots(live, machine) == {after.blocked["ram"]}
     assert live.await_end(begin_resume(live, machine.uuid).uuid).status == "succeeded"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_resumed_machine_does_not_wait_for_a_hypervisor_that_went_silent(
+    live: LiveHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: Any, **__: Any) -> None:
+        raise HypervisorUnavailable("The node does not answer.")
+
+    machine = live.spawned()
+    kept = blocked(live, machine.uuid)
+    monkeypatch.setattr(block, "forget_ram", silent)
+    assert live.await_end(begin_resume(live, machine.uuid).uuid).status == "succeeded"
+    assert live.get(Machine, machine.uuid).status == "active"
+    assert kept.operation_uuid is not None
+    block.stop(live.hub.workflows.world, kept.operation_uuid)  # the undo of an operation that is over stops nothing
+    assert is_running(live, machine)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -56,7 +56,7 @@ async def spawn(
     if dry_run:
         return large(await run_in_threadpool(plans.plan, hub, actor, order))
     machine = await run_in_threadpool(machines.spawn, hub, actor, order, once)
-    return await awaited(hub, machine, wait, wait_for)
+    return large(await awaited(hub, machine, wait, wait_for), 201)
 
 
 async def awaited(

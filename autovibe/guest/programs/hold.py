@@ -35,6 +35,7 @@ ESSENTIAL = re.compile(
     r"|qemu-guest-agent\.service|system-modprobe\.slice|.*\.(mount|swap|socket|device))$"
 )
 OURS = "autovibe-hold-"
+AGENT = "autovibe.slice"
 DOOR = re.compile(r"^(user\.slice|sshd?(@.*)?\.service|system-sshd?\.slice)$")
 
 
@@ -314,6 +315,8 @@ def check(order: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
 
 def release(order: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
     if note.get("token") != order["token"]:
+        if not note:  # the agent may have been frozen by a single word, and its VM paused before it could be held
+            put(f"{tree(order)}/{AGENT}/cgroup.freeze", "0")
         return {"held": False, "why": "the watchdog has thawed the guest"}
     why = broken(note)
     thaw(note)

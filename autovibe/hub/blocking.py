@@ -43,7 +43,7 @@ def block(hub: Hub, uuid: UUID, limit: LimitExceeded) -> bool:
     made: list[UUID] = []
 
     def decide(session: Session, _attempt: int) -> Accepted:
-        machine = held(session, uuid)
+        machine = rows.held(session, Machine, uuid)
         if machine.status not in BLOCKABLE or machine.wanted == WANTED_TERMINATED:
             return Accepted(uuid)
         checkpoint = _checkpoint(hub, machine)
@@ -68,12 +68,6 @@ def block(hub: Hub, uuid: UUID, limit: LimitExceeded) -> bool:
 
     accept(hub, UPKEEP, None, "block", decide)
     return bool(made)
-
-
-def held(session: Session, uuid: UUID) -> Machine:
-    """The machine, held until the end of the transaction. Raises NotFound."""
-    session.exec(select(Machine.uuid).where(Machine.uuid == uuid).with_for_update()).first()
-    return rows.get(session, Machine, uuid)
 
 
 def _limit(limit: LimitExceeded) -> dict[str, Any]:
@@ -129,7 +123,7 @@ def resume(
     """
 
     def decide(session: Session, _attempt: int) -> Accepted:
-        machine = held(session, uuid)
+        machine = rows.held(session, Machine, uuid)
         if machine.wanted == WANTED_TERMINATED:
             raise Conflict(f"Machine '{machine.name}' is being terminated.", details={"status": machine.status})
         if machine.status != MachineStatus.budget_blocked:
@@ -217,7 +211,7 @@ def _daily(machine: Machine, limit: dict[str, Any]) -> Key | None:
 
 def _resume_again(hub: Hub, uuid: UUID) -> None:
     def decide(session: Session, _attempt: int) -> Accepted:
-        machine = held(session, uuid)
+        machine = rows.held(session, Machine, uuid)
         key = _daily(machine, machine.blocked or {})
         if key is None or machine.status != MachineStatus.budget_blocked or not _is_allowed(hub, session, machine):
             return Accepted(uuid)

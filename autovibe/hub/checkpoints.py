@@ -38,8 +38,7 @@ def create(
 
     def decide(session: Session, _attempt: int) -> Accepted:
         # The row is held, so that of two orders at the same moment one waits and then finds the machine checkpointing.
-        session.exec(select(Machine.uuid).where(Machine.uuid == machine_uuid).with_for_update()).first()
-        machine = rows.get(session, Machine, machine_uuid)
+        machine = rows.held(session, Machine, machine_uuid)
         if machine.status not in _CHECKPOINTABLE or machine.wanted == WANTED_TERMINATED:
             is_wanted = machine.wanted != WANTED_TERMINATED
             raise Conflict(

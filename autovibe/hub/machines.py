@@ -27,7 +27,7 @@ from autovibe.domain.machine import WANTED_TERMINATED
 from autovibe.domain.machine_type import machine_type
 from autovibe.errors import Conflict
 from autovibe.guest import Address, Script
-from autovibe.hub import Hub, files, rules, spawning
+from autovibe.hub import Hub, files, projects, rules, spawning
 from autovibe.hub.operations import Accepted, Once, Start, accept, unfinished
 from autovibe.hub.pages import Cut, cut
 from autovibe.store import inserts, rows
@@ -56,7 +56,7 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
     made: list[schemas.Machine] = []  # what a repeat has not: its machine is asked for
 
     def decide(session: Session, attempt: int) -> Accepted:
-        project = spawning.project_of(session, order.project_uuid)
+        project = projects.locked(session, order.project_uuid)
         spawning.require_active(project)
         checkpoint = spawning.origin(session, project, order.checkpoint_uuid)
         machine = Machine(
@@ -117,7 +117,7 @@ def terminate(hub: Hub, actor: Actor, uuid: UUID, order: schemas.TerminateOrder,
     """End the machine; with a final checkpoint where asked. Idempotent. Raises NotFound."""
 
     def decide(session: Session, _attempt: int) -> Accepted:
-        machine = locked(session, uuid)
+        machine = rows.held(session, Machine, uuid)
         is_left_over = machine.status == MachineStatus.failed and _has_vmid(session, uuid)
         is_endable = is_left_over or machine.status in (*_STOPPABLE, *_BUSY)
         if not is_endable or unfinished(session, uuid, OperationKind.terminate) is not None:
@@ -147,12 +147,6 @@ def terminate(hub: Hub, actor: Actor, uuid: UUID, order: schemas.TerminateOrder,
 def _has_vmid(session: Session, machine: UUID) -> bool:
     """Whether a vmid is still allotted to the machine: it has, or may have, a VM."""
     return session.exec(select(Allotment.vmid).where(Allotment.owner_uuid == machine)).first() is not None
-
-
-def locked(session: Session, uuid: UUID) -> Machine:
-    """The machine, held until the end of the transaction. Raises NotFound."""
-    session.exec(select(Machine.uuid).where(Machine.uuid == uuid).with_for_update()).first()
-    return rows.get(session, Machine, uuid)
 
 
 def _changed(session: Session, machine: Machine, actor: Actor) -> None:

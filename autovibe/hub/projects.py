@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, func, select
 
 from autovibe import schemas
@@ -143,12 +144,21 @@ def set_budget(hub: Hub, actor: Actor, uuid: UUID, budgets: schemas.ResourceBudg
     return show(hub, accept(hub, actor, None, "project", decide))
 
 
+_PROJECT = (
+    select(Project)
+    .where(Project.uuid == bindparam("uuid"))
+    .with_for_update(key_share=True)
+    .execution_options(populate_existing=True)
+)
+
+
 def locked(session: Session, uuid: UUID) -> Project:
-    """The project, held until the end of the transaction; rows that only refer to it can still be written.
+    """The project, held until the end of the transaction; rows that only refer to it can still be written. The next
+    spawn of it sees this one's machine.
 
     Raises NotFound.
     """
-    found = session.get(Project, uuid, with_for_update={"key_share": True})
+    found = session.exec(_PROJECT, params={"uuid": uuid}).first()
     return found if found is not None else rows.get(session, Project, uuid)
 
 

@@ -35,27 +35,11 @@ _TAKEN: Any = select(func.max(Allotment.vmid), func.count()).where(
     Allotment.vmid >= bindparam("first"), Allotment.vmid < bindparam("stop")
 )
 
-_PROJECT = (
-    select(Project)
-    .where(Project.uuid == bindparam("uuid"))
-    .with_for_update(key_share=True)
-    .execution_options(populate_existing=True)
-)
-
 _CHECKPOINT = select(Checkpoint).where(Checkpoint.uuid == bindparam("uuid"))
 
 _NAMED = select(Machine.uuid).where(Machine.name == bindparam("name"), col(Machine.ended_at).is_(None))
 
 _HISTORY_SECONDS = 60.0  # how long an average is taken for true
-
-
-def project_of(session: Session, uuid: UUID) -> Project:
-    """The project, held until the end of the transaction: the next spawn of it sees this one's machine.
-
-    Held so that rows which only refer to it can still be written. Raises NotFound.
-    """
-    found = session.exec(_PROJECT, params={"uuid": uuid}).first()
-    return found if found is not None else rows.get(session, Project, uuid)
 
 
 def require_active(project: Project) -> None:

@@ -14,7 +14,7 @@ from autovibe.domain.actor import Actor
 from autovibe.domain.budget import LIFE, Scope
 from autovibe.errors import Conflict, LimitExceeded
 from autovibe.hub import Hub
-from autovibe.hub.blocking import block, held
+from autovibe.hub.blocking import block
 from autovibe.hub.operations import Accepted, Once, accept
 from autovibe.store import rows
 from autovibe.store.ledger import Holder, Key
@@ -35,7 +35,7 @@ def report(
     key = sha256(f"{actor.identity}:{once.key}".encode()).hexdigest() if once is not None else None
 
     def decide(session: Session, _attempt: int) -> Accepted:
-        machine = held(session, uuid)
+        machine = rows.held(session, Machine, uuid)
         if MachineStatus(machine.status).is_final:
             raise Conflict(
                 f"Machine '{machine.name}' is {machine.status}; what it used is counted.",

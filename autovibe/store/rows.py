@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlmodel import Session, SQLModel, update
+from sqlmodel import Session, SQLModel, select, update
 
 from autovibe.domain import Event
 from autovibe.errors import NotFound
@@ -26,6 +26,13 @@ def get(session: Session, model: type[Row], uuid: UUID) -> Row:
         noun = noun_of(model)
         raise NotFound(f"There is no {noun} '{uuid}'.", details={"object": noun, "uuid": str(uuid)})
     return row
+
+
+def held(session: Session, model: type[Row], uuid: UUID) -> Row:
+    """The row as it is now, nobody else's until the end of the transaction. Raises NotFound."""
+    table: Any = model
+    session.exec(select(table.uuid).where(table.uuid == uuid).with_for_update()).first()
+    return get(session, model, uuid)
 
 
 def noun_of(model: type[SQLModel]) -> str:

@@ -37,8 +37,7 @@ def take(world: World, operation_uuid: UUID) -> None:
     with world.store.transaction() as session:
         operation = rows.get(session, Operation, operation_uuid)
         # Held, or on PostgreSQL a checkpoint could be accepted between the look and the change.
-        session.exec(select(Machine.uuid).where(Machine.uuid == operation.object_uuid).with_for_update()).first()
-        machine = rows.get(session, Machine, operation.object_uuid)
+        machine = rows.held(session, Machine, operation.object_uuid)
         status = machine.status
         if status in _TAKEN_FROM:
             machine.resume_status, machine.status = status, MachineStatus.terminating

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from sqlmodel import col, delete, select
+from sqlmodel import col, delete
 
 from autovibe.domain import Allotment, Checkpoint, Machine, Operation
 from autovibe.domain.columns import now
@@ -55,8 +55,7 @@ def meter(world: World, machine_uuid: UUID) -> None:
 def settle(world: World, machine_uuid: UUID, note: str) -> None:
     """The machine's VM is off: what it used is charged, and nothing more is held for it."""
     with world.store.transaction() as session:
-        session.exec(select(Machine.uuid).where(Machine.uuid == machine_uuid).with_for_update()).first()
-        world.ledger.settle_machine(session, rows.get(session, Machine, machine_uuid), now(), note=note)
+        world.ledger.settle_machine(session, rows.held(session, Machine, machine_uuid), now(), note=note)
 
 
 def note(world: World, operation_uuid: UUID, **values: Any) -> None:

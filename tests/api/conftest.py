@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,14 @@ def home() -> Iterator[Path]:
 @pytest.fixture(scope="module", params=BACKENDS)
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     """One hub for the tests of a module, on each database."""
+    with serving(request) as found:
+        yield found
+
+
+@contextmanager
+def serving(request: pytest.FixtureRequest, **more: Any) -> Iterator[Served]:
+    """A hub with these settings, on the database that the fixture's parameter names."""
     path = Path(tempfile.mkdtemp(prefix="av-G-", dir="/tmp"))
-    more: dict[str, Any] = {}
     if request.param == "postgres":
         server = request.getfixturevalue("postgres")
         more["database_url"] = server.create(is_migrated=True, backups=path / "backups")

@@ -25,7 +25,7 @@ from autovibe.hub import limits
 from autovibe.hub.limits import Limits, old_leases
 from autovibe.sdk import Client, connection
 from autovibe.store import Store
-from tests.api.conftest import KEY, Served, error_of, serve, settings_of
+from tests.api.conftest import KEY, Served, error_of, serve, serving, settings_of
 from tests.conftest import BACKENDS
 
 LIMIT, HEAVY = 30, 4
@@ -35,22 +35,8 @@ NOON = 1_795_000_020.0  # 0 s into a minute
 @pytest.fixture(scope="module", params=BACKENDS)
 def limited(request: pytest.FixtureRequest) -> Iterator[Served]:
     """A hub that allows little."""
-    path = Path(tempfile.mkdtemp(prefix="av-G-", dir="/tmp"))
-    more: dict[str, Any] = {"rate_limit_per_minute": LIMIT, "rate_limit_heavy_per_minute": HEAVY}
-    if request.param == "postgres":
-        server = request.getfixturevalue("postgres")
-        more["database_url"] = server.create(is_migrated=True, backups=path / "backups")
-    parts = app.build(settings_of(path, **more))
-    parts.start()
-    url, stop = serve(parts)
-    headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx2.Client(base_url=f"{url}/api/v1", headers=headers, timeout=30, trust_env=False) as http:
-        yield Served(parts, url, http)
-    stop()
-    parts.close()
-    if "database_url" in more:
-        server.drop(more["database_url"])
-    shutil.rmtree(path, ignore_errors=True)
+    with serving(request, rate_limit_per_minute=LIMIT, rate_limit_heavy_per_minute=HEAVY) as found:
+        yield found
 
 
 @pytest.fixture

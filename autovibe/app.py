@@ -8,6 +8,7 @@ What a stop leaves unfinished goes on at the next start, or in another hub proce
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import json
 import logging
@@ -337,6 +338,7 @@ def serve(settings: Settings) -> None:
         parts = build(settings)
         try:
             parts.start()
+            _collect_seldom()
             stop.server = make_server(parts)
             logger.info("The Hub %s listens on %s.", __version__, settings.hub_url)
             stop.server.run(sockets=[listener])
@@ -354,6 +356,15 @@ def serve(settings: Settings) -> None:
     logger.info("The Hub has stopped.")
     if not is_clean:
         _leave("A step did not stop in time; it is run again at the next start.")
+
+
+def _collect_seldom() -> None:
+    """What there is now stays for the life of the process, and a request leaves hardly any cycles: the collector's
+    defaults would take a tenth of its time looking through both.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def make_server(parts: Parts) -> uvicorn.Server:

@@ -74,7 +74,7 @@ async def _once(
         raise InvalidRequest("An Idempotency-Key has 1 to 255 printable ASCII characters.")
     body = await request.body()
     with contextlib.suppress(ValueError, RecursionError):  # no JSON, or too deep for it: its bytes count
-        body = json.dumps(json.loads(body), sort_keys=True).encode()
+        body = json.dumps(await request.json(), sort_keys=True).encode()
     start = f"{request.method} {request.url.path}\n".encode()
     return Once(idempotency_key, hashlib.sha256(start + body).hexdigest())
 

@@ -33,13 +33,21 @@ Format = Literal["text", "json"]
 
 
 class _Redacting(logging.Formatter):
-    """The last hand on every line, tracebacks included."""
+    """The last hand on every line, tracebacks included. A record is written out once: each handler asks for it, that
+    of the file twice.
+    """
 
     def __init__(self, secrets: Sequence[str]) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s %(operation_id)s] %(message)s")
         self._secrets = sorted((secret for secret in secrets if secret), key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
+        line: str | None = getattr(record, "written", None)
+        if line is None:
+            line = record.written = self._line(record)
+        return line
+
+    def _line(self, record: logging.LogRecord) -> str:
         record.request_id, record.operation_id = trace.request_id.get(), trace.operation_id.get()
         return self._redacted(super().format(record).translate(_CONTROLS))
 
@@ -52,7 +60,7 @@ class _Redacting(logging.Formatter):
 class _Json(_Redacting):
     """Each text is redacted before it is written as JSON: in JSON a secret may look different."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def _line(self, record: logging.LogRecord) -> str:
         error = self.formatException(record.exc_info) if record.exc_info else None
         duration = getattr(record, "duration", None)
         line = {
@@ -74,10 +82,17 @@ def _known(value: str) -> str | None:
     return None if value == "-" else value
 
 
+class _Rotated(logging.handlers.RotatingFileHandler):
+    """Ours is a plain file, and it is not asked what it is before each line."""
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        return self.stream is not None and self.stream.tell() + len(self.format(record)) >= self.maxBytes
+
+
 def configure_logs(path: Path, level: str, secrets: Sequence[str], form: Format = "text") -> None:
     """Send every logger of the process to `path` and stderr. `secrets` never appear, wherever they come from."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    rotated = logging.handlers.RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=_FILES, encoding="utf-8")
+    rotated = _Rotated(path, maxBytes=_FILE_BYTES, backupCount=_FILES, encoding="utf-8")
     path.chmod(0o600)
     formatter = _Json(secrets) if form == "json" else _Redacting(secrets)
     handlers: list[logging.Handler] = [rotated, logging.StreamHandler(sys.stderr)]

@@ -29,7 +29,7 @@ from autovibe.store.rows import CHANNEL
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25  # SQLite: how late another process's write is noticed
-_PACE_SECONDS = 0.01  # at most so often: a burst of commits is read together
+_PACE_SECONDS = 0.05  # at most so often: a burst of commits is read together
 _LISTEN_SECONDS = 1.0  # PostgreSQL: how often it is looked while nobody notifies
 
 

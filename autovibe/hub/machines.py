@@ -59,7 +59,8 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
         project = projects.locked(session, order.project_uuid)
         spawning.require_active(project)
         checkpoint = spawning.origin(session, project, order.checkpoint_uuid)
-        machine = Machine(
+        machine = inserts.draft(
+            Machine,
             name="",
             type=kind.name,
             project_uuid=project.uuid,
@@ -71,7 +72,7 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
             progress="Waiting to be started.",
             **limits,
         )
-        machine.name = spawning.free_name(session, machine, order.name)
+        machine.name = spawning.free_name(session, machine, order.name, attempt)
         spawning.appraise(hub, machine, kind, spawning.disk_gb(session, project, checkpoint, kind), base)
         for refusal in spawning.limits(hub, session, project):
             raise refusal
@@ -86,10 +87,10 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
             "order": {"checkpoint_uuid": str(checkpoint.uuid)},
         }
         machine.operation_uuid = start.uuid
-        hub.ledger.reserve_machine(session, machine, hub.tail_seconds)
-        inserts.add(session, Machine, inserts.values_of(machine))
-        inserts.add(session, Operation, operation)
-        inserts.add(session, Allotment, {"vmid": machine.vmid or 0, "owner_uuid": machine.uuid})
+        hub.ledger.reserve_machine(session, machine, hub.tail_seconds, is_new=True)
+        inserts.later(session, Machine, inserts.values_of(machine))
+        inserts.later(session, Operation, operation)
+        inserts.later(session, Allotment, {"vmid": machine.vmid or 0, "owner_uuid": machine.uuid})
         _changed(session, machine, actor)
         made[:] = [_wire(machine, 0, {})]
         return Accepted(machine.uuid, start)

@@ -90,7 +90,7 @@ def plan(hub: Hub, actor: Actor, order: schemas.MachineOrder) -> schemas.SpawnPl
         project = rows.get(session, Project, order.project_uuid)
         met.attempt(lambda: spawning.require_active(project))
         checkpoint = met.attempt(lambda: spawning.origin(session, project, order.checkpoint_uuid))
-        met.attempt(lambda: spawning.free_name(session, machine, order.name))
+        met.attempt(lambda: spawning.free_name(session, machine, order.name, 1))
         machine.vmid = met.attempt(lambda: spawning.free_vmid(session, hub.vmids, 0))
         spawning.appraise(hub, machine, kind, spawning.disk_gb(session, project, checkpoint, kind), base)
         held = running(machine.price_micros, hub.tail_seconds)

@@ -75,8 +75,10 @@ def constraints(given: schemas.ResourceConstraints, currency: str) -> dict[str, 
     }
 
 
-def free_name(session: Session, machine: Machine, wanted: str | None) -> str:
-    """The wanted name, or one that is made up. Raises Conflict."""
+def free_name(session: Session, machine: Machine, wanted: str | None, attempt: int) -> str:
+    """The wanted name, or one that is made up, which is hardly ever taken: looked up after a collision. Raises
+    Conflict.
+    """
 
     def is_taken(name: str) -> bool:
         return session.connection().execute(_NAMED, {"name": name}).first() is not None
@@ -86,8 +88,8 @@ def free_name(session: Session, machine: Machine, wanted: str | None) -> str:
             raise Conflict(f"There is already a machine '{wanted}'; choose another name.", details={"field": "name"})
         return wanted
     kind = machine.type.replace("_", "-")
-    name = f"{kind}-{machine.uuid.hex[:4]}"
-    while is_taken(name):
+    name = f"{kind}-{machine.uuid.hex[:6]}"
+    while attempt and is_taken(name):
         name = f"{kind}-{secrets.token_hex(4)}"
     return name
 

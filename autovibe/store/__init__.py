@@ -17,6 +17,7 @@ DatabaseUnavailable, a full disk as InsufficientSpace; everything else, Integrit
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -25,15 +26,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlmodel import Session
 
 from autovibe.domain.distribution import Distribution
 from autovibe.errors import AutovibeError, ConfigurationError, DatabaseUnavailable, InsufficientSpace, InternalError
-from autovibe.store import trail
+from autovibe.store import inserts, trail
 from autovibe.store.queue import Queue
 from autovibe.store.turn import Turn
 
@@ -41,6 +50,12 @@ __all__ = ["Store", "migration_engine"]
 
 PATIENCE_SECONDS = 30.0
 """How long a transaction waits for its turn, a lock or a connection before it gives up."""
+
+_WRITERS = 8
+"""PostgreSQL: how many write transactions a process has at a time. More would only wait for each other's rows, and each
+holds a connection."""
+
+_TRUSTED_SECONDS = 1.0  # how long an idle connection is taken for one that works
 
 _RETRYABLE = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03")  # PostgreSQL, appendix A: error codes
 _DISK_FULL = "53100"
@@ -58,7 +73,7 @@ class Store:
         self.after_commit: list[Callable[[], None]] = []
         self.spans = Distribution()  # seconds of each write transaction, from its begin to its commit
         self.waits = Distribution()  # seconds each waited for its turn before (SQLite)
-        self._turn = Turn()
+        self._turn = Turn(1 if self.is_sqlite else _WRITERS)
         self._queue = Queue(self.path)
         self._inside = threading.local()
         self._engines: dict[str, Engine] = {}
@@ -96,6 +111,7 @@ class Store:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
                 trail.write(session)
+                inserts.write(session)
             self.spans.note(time.perf_counter() - began)
         trail.written()
         for notify in self.after_commit:
@@ -141,10 +157,9 @@ class Store:
     def _my_turn(self) -> Iterator[None]:
         if getattr(self._inside, "transaction", False):
             raise InternalError("A transaction was begun inside another one of the same thread.")
-        if self.is_sqlite:
-            asked = time.perf_counter()
-            self._take_turn()
-            self.waits.note(time.perf_counter() - asked)
+        asked = time.perf_counter()
+        self._take_turn()
+        self.waits.note(time.perf_counter() - asked)
         self._inside.transaction = True
         try:
             yield
@@ -152,17 +167,18 @@ class Store:
             self._inside.transaction = False
             if self.is_sqlite:
                 self._queue.give()
-                self._turn.give()
+            self._turn.give()
 
     def _take_turn(self) -> None:
         """First among the threads of this process, then among the processes."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         is_ours = self._turn.take(PATIENCE_SECONDS)
-        if is_ours and self._queue.take(max(deadline - time.monotonic(), 0.0)):
+        if is_ours and (not self.is_sqlite or self._queue.take(max(deadline - time.monotonic(), 0.0))):
             return
         if is_ours:
             self._turn.give()
-        raise DatabaseUnavailable(f"The database '{self.path}' was busy for {PATIENCE_SECONDS:.0f} s; try again.")
+        name = self.url.render_as_string(hide_password=True)
+        raise DatabaseUnavailable(f"The database '{name}' was busy for {PATIENCE_SECONDS:.0f} s; try again.")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -215,12 +231,11 @@ def _parse(url: str) -> URL:
 
 
 def _postgres_engine(url: URL) -> Engine:
-    return create_engine(
+    engine = create_engine(
         url,
-        pool_size=10,
-        max_overflow=30,
+        pool_size=16,
+        max_overflow=24,
         pool_timeout=PATIENCE_SECONDS,
-        pool_pre_ping=True,
         connect_args={
             "connect_timeout": 10,
             "application_name": "autovibe",
@@ -228,6 +243,24 @@ def _postgres_engine(url: URL) -> Engine:
             "options": f"-c lock_timeout={int(PATIENCE_SECONDS)}s -c timezone=UTC",
         },
     )
+    event.listen(engine, "checkin", _lay_down)
+    event.listen(engine, "checkout", _take_up)
+    return engine
+
+
+def _lay_down(_connection: Any, record: Any) -> None:
+    record.info["idle_since"] = time.monotonic()
+
+
+def _take_up(connection: Any, record: Any, _proxy: Any) -> None:
+    """A connection that nobody has used for a while is asked whether it is still one; the pool then takes another."""
+    if time.monotonic() - record.info.get("idle_since", math.inf) < _TRUSTED_SECONDS:
+        return
+    try:
+        connection.execute("SELECT 1")
+        connection.rollback()
+    except psycopg.Error as error:
+        raise DisconnectionError from error
 
 
 def _sqlite_engine(url: URL, begin: str, *, pool_size: int, max_overflow: int, pragma: str = "") -> Engine:

@@ -2,8 +2,8 @@
 
 `move` is that way. It holds all accounts concerned (in one order, so that no two transactions wait for each other in a
 circle), looks whether every limit allows the change, and writes all of it or nothing; a refusal leaves the transaction
-as it was, to be gone on with. It takes two statements on SQLite and three on PostgreSQL, however many accounts there
-are, and a few more where it opens some.
+as it was, to be gone on with. It takes two statements, however many accounts there are, and a few more on
+PostgreSQL where it opens those of a new day.
 
 PostgreSQL's locks are taken in this order everywhere: rows of projects and machines, the reservation, the limits,
 accounts. So one transaction works with one reservation.
@@ -20,7 +20,7 @@ from uuid import UUID
 
 from sqlalchemy import and_, bindparam, or_, text
 from sqlalchemy.dialects import postgresql
-from sqlmodel import Session, col, func, select, update
+from sqlmodel import Session, col, func, select
 
 from autovibe.domain import Account, Machine, Project
 from autovibe.domain.budget import (
@@ -104,19 +104,25 @@ def move(
     currency: str,
     project: UUID,
     machine: Machine | None = None,
+    *,
+    is_new: bool = False,
 ) -> None:
     """Change the accounts. Raises LimitExceeded naming one that has too little; nothing is changed then.
 
-    `machine`: one of which the transaction has the row, so that it need not be read again.
+    `machine`: one of which the transaction has the row, so that it need not be read again; `is_new` says that it makes
+    it, so that there are no accounts of it.
     """
     wanted = {key: change for key, change in moves.items() if change != (0, 0)}
     if not wanted:
         return
     session.flush()  # all that follows goes below the ORM
-    if _is_postgres(session):
-        _open(session, wanted, pool, machine)
-    found = _held(session, wanted)
-    missing = wanted.keys() - found.keys()  # on SQLite, where nobody else can open them now
+    new = {key for key in wanted if is_new and machine is not None and key.owner_uuid == machine.uuid}
+    there = wanted.keys() - new
+    found = _held(session, there)
+    if len(found) < len(there) and _is_postgres(session):  # none is held then
+        _open(session, there, pool, machine)
+        found = _held(session, there)
+    missing = wanted.keys() - found.keys()  # nobody else can open them now
     limits = limits_of(session, missing, pool, machine)
     found |= {key: Sums(limits[key]) for key in missing}
     for key in sorted(wanted):
@@ -126,8 +132,7 @@ def move(
     for key, change in wanted.items():
         if change.used:
             moved[key] = _warned(session, key, moved[key], project)
-    inserts.add(session, Account, *(_values(key, moved[key]) for key in missing))
-    _write(session, {key: sums for key, sums in moved.items() if key not in missing})
+    _write(session, moved)
 
 
 def read(session: Session, keys: Collection[Key], pool: Pool) -> dict[Key, Account]:
@@ -309,9 +314,15 @@ def _open(session: Session, keys: Collection[Key], pool: Pool, machine: Machine 
 
 
 def _held(session: Session, keys: Collection[Key]) -> dict[Key, Sums]:
-    """The accounts that there are, nobody else's until the end of the transaction."""
+    """The accounts, nobody else's until the end of the transaction: those that there are on SQLite; on PostgreSQL all
+    of them or, where one is not there yet, none, since they are held in one order.
+    """
+    if not keys:
+        return {}
     owners = _by_owner(keys)
-    found = session.connection().execute(_holding(len(owners)), _named(owners))
+    found = session.connection().execute(
+        _holding(len(owners), is_whole=_is_postgres(session)), {**_named(owners), "count": len(keys)}
+    )
     return {
         Key(Scope(scope), owner, period, Resource(resource)): Sums(*sums)
         for scope, owner, period, resource, *sums in found
@@ -319,11 +330,8 @@ def _held(session: Session, keys: Collection[Key]) -> dict[Key, Sums]:
 
 
 def _write(session: Session, moved: Mapping[Key, Sums]) -> None:
-    """Change accounts that are held; what the session has read of them is read again."""
-    if not moved:
-        return
-    changes = [{f"of_{name}": value for name, value in _values(key, sums).items()} for key, sums in moved.items()]
-    session.connection().execute(_CHANGING, changes)
+    """Open or change accounts that are held; what the session has read of them is read again."""
+    inserts.put(session, Account, *(_values(key, moved[key]) for key in sorted(moved)))
     for row in session.identity_map.values():
         if isinstance(row, Account) and _key_of(row) in moved:
             session.expire(row)
@@ -334,11 +342,6 @@ def _values(key: Key, sums: Sums) -> dict[str, Any]:
 
 
 _OPENING = postgresql.insert(Account).on_conflict_do_nothing()
-_CHANGING = (
-    update(Account)
-    .where(*(column == bindparam(f"of_{column.key}") for column in _KEY))
-    .values({name: bindparam(f"of_{name}") for name in (*Sums._fields, "allocated_micros", "updated_at")})
-)
 
 Owners = Mapping[tuple[Scope, UUID, str], list[Resource]]
 
@@ -356,8 +359,10 @@ def _looking(owners: int) -> Any:
 
 
 @cache
-def _holding(owners: int) -> Any:
-    return select(*_KEY, *_SUMS).where(_are(owners)).order_by(*_KEY).with_for_update()
+def _holding(owners: int, *, is_whole: bool) -> Any:
+    statement = select(*_KEY, *_SUMS).where(_are(owners)).order_by(*_KEY)
+    there = select(func.count()).select_from(Account).where(_are(owners)).scalar_subquery()
+    return statement.where(there == bindparam("count")).with_for_update() if is_whole else statement
 
 
 @cache

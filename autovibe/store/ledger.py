@@ -131,15 +131,21 @@ class Ledger:
     # A machine's reservation
 
     def reserve_machine(
-        self, session: Session, machine: Machine, tail_seconds: float, moment: datetime | None = None
+        self,
+        session: Session,
+        machine: Machine,
+        tail_seconds: float,
+        moment: datetime | None = None,
+        *,
+        is_new: bool = False,
     ) -> None:
-        """Hold the tail and a first slice of the machine's time and money, in its row, which the transaction makes
-        or holds. Raises LimitExceeded; the machine is as it was then.
+        """Hold the tail and a first slice of the machine's time and money, in its row, which the transaction holds or
+        (`is_new`) makes. Raises LimitExceeded; the machine is as it was then.
         """
         amounts = running(machine.price_micros, tail_seconds)
         held = _Held(uuid4(), Holder(machine.project_uuid, machine.uuid), day_of(moment or now()), {})
         moves = _moves(held, reserved=amounts)
-        accounts.move(session, moves, self.pool, self.currency, machine.project_uuid, machine)
+        accounts.move(session, moves, self.pool, self.currency, machine.project_uuid, machine, is_new=is_new)
         held.open(session, amounts)
         machine.reservation_uuid = held.uuid
 
@@ -267,7 +273,7 @@ class _Held:
         rows = [self._values(resource) | {"reserved_micros": amount} for resource, amount in reserved.items()]
         inserts.add(session, Reservation, *rows)
         entries = (self._entry("reserve", resource, amount) for resource, amount in reserved.items() if amount)
-        inserts.add(session, LedgerEntry, *entries)
+        inserts.later(session, LedgerEntry, *entries)
 
     def write(
         self,
@@ -294,7 +300,7 @@ class _Held:
             for resource in Resource
             if amounts.get(resource, 0)
         ]
-        inserts.add(session, LedgerEntry, *entries)
+        inserts.later(session, LedgerEntry, *entries)
 
     def close(self) -> None:
         for row in self.rows.values():

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlmodel import Session, SQLModel, select, update
 
 from autovibe.domain import Event
@@ -68,7 +67,6 @@ def compare_and_set(
 def record(session: Session, kind: str, object_uuid: UUID, project_uuid: UUID | None = None, **body: Any) -> None:
     """Add an event to the transaction; the tailers of all hub processes learn of it when it commits."""
     event = {"kind": kind, "object_uuid": object_uuid, "project_uuid": project_uuid, "body": body}
-    inserts.add(session, Event, event)
+    inserts.later(session, Event, event)
     trail.note(project_uuid=project_uuid)
-    if session.get_bind().dialect.name == "postgresql":
-        session.connection().execute(text(f"NOTIFY {CHANNEL}"))
+    inserts.notify(session, CHANNEL)

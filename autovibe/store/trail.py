@@ -78,7 +78,7 @@ def write(session: Session) -> None:
     """Add the line to a transaction that is about to commit."""
     line = current.get()
     if line is not None and not line.is_written:
-        inserts.add(session, AuditEntry, line.values("done"))
+        inserts.later(session, AuditEntry, line.values("done"))
 
 
 def written() -> None:

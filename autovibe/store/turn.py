@@ -7,18 +7,18 @@ from collections import deque
 
 
 class Turn:
-    """One holder at a time, first come, first served. Not re-entrant; released by the thread that took it."""
+    """So many holders at a time, first come, first served. Not re-entrant; given by the thread that took it."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = 1) -> None:
         self._mutex = threading.Lock()
         self._waiting: deque[threading.Lock] = deque()
-        self._is_taken = False
+        self._free = places
 
     def take(self, timeout_seconds: float) -> bool:
         """Wait for the turn; False when it did not come in time."""
         with self._mutex:
-            if not self._is_taken:
-                self._is_taken = True
+            if self._free:
+                self._free -= 1
                 return True
             gate = threading.Lock()
             gate.acquire()
@@ -37,4 +37,4 @@ class Turn:
             if self._waiting:
                 self._waiting.popleft().release()
             else:
-                self._is_taken = False
+                self._free += 1

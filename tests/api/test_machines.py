@@ -45,7 +45,7 @@ def test_a_spawn_is_accepted_at_once(served: Served) -> None:
         resource_constraints={"max_money": 1.5, "max_time_minutes": 10, "max_api_calls": 3},
     )
     assert machine.status == "spawning"
-    assert machine.name == f"shell-{machine.uuid.hex[:4]}"
+    assert machine.name == f"shell-{machine.uuid.hex[:6]}"
     assert machine.vmid in served.hub.vmids
     assert (
         machine.checkpoint_uuid == schemas.Project(**served.get(f"/projects/{project}").json()).current_checkpoint_uuid

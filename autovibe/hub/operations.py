@@ -27,7 +27,7 @@ from sqlmodel import Session, col, select
 from autovibe import schemas
 from autovibe.domain import IdempotencyKey, Operation
 from autovibe.domain.actor import Actor
-from autovibe.errors import AutovibeError, Conflict, IdempotencyMismatch
+from autovibe.errors import Conflict, IdempotencyMismatch
 from autovibe.hub import Hub
 from autovibe.store import inserts, rows, trail
 from autovibe.types import OperationKind
@@ -77,8 +77,8 @@ def accept(hub: Hub, actor: Actor, once: Once | None, kind: str, decide: Callabl
             logger.debug("Two orders met on a unique column; deciding again: %s", error.orig)
             time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311 - no secret
             continue
-        except AutovibeError:
-            # The same request may have been accepted before, and be what stands in its way.
+        except Conflict:
+            # The same request may have been accepted since this one looked for it, and be what stands in its way.
             if once is None or (repeated := _accepted(hub, actor, once, kind)) is None:
                 raise
             return repeated
@@ -97,8 +97,7 @@ def _decide(
     attempt: int,
 ) -> tuple[UUID, tuple[UUID, OperationKind] | None]:
     with hub.store.transaction() as session:
-        # The first time a key is taken for new: it is a unique column too.
-        if attempt and once is not None and (repeated := _repeated(session, actor, once, kind)) is not None:
+        if once is not None and (repeated := _repeated(session, actor, once, kind)) is not None:
             return repeated, None
         accepted = decide(session, attempt)
         trail.note(kind, accepted.object_uuid)

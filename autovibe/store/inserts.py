@@ -71,9 +71,11 @@ def add(session: Session, model: type[SQLModel], *rows: Values) -> None:
 
 
 def later(session: Session, model: type[SQLModel], *rows: Values) -> None:
-    """As `add`, at the end of the transaction, which sees nothing of them itself; in the order of the calls."""
+    """As `add`, at the end of the transaction, which sees nothing of them itself. Rows of one model keep their order;
+    a model that refers to another comes after it.
+    """
     if rows:
-        session.info.setdefault(_LATER, []).append((model, rows))
+        session.info.setdefault(_LATER, {}).setdefault(model, []).extend(rows)
 
 
 def notify(session: Session, channel: str) -> None:
@@ -83,12 +85,12 @@ def notify(session: Session, channel: str) -> None:
 
 def write(session: Session) -> None:
     """Add what was put off, for the end of a transaction. Raises IntegrityError."""
-    waiting: list[tuple[type[SQLModel], tuple[Values, ...]]] = session.info.pop(_LATER, [])
+    waiting: dict[type[SQLModel], list[Values]] = session.info.pop(_LATER, {})
     if not waiting:
         return
     session.flush()
     connection = session.connection()
-    prepared = [_prepared(connection.dialect, model, rows, is_replacing=False) for model, rows in waiting]
+    prepared = [_prepared(connection.dialect, model, rows, is_replacing=False) for model, rows in waiting.items()]
     if connection.dialect.name == "postgresql":
         if (channel := session.info.pop(_CHANNEL, None)) is not None:
             prepared.append((f"SELECT pg_notify('{channel}', '')", {}))
@@ -114,7 +116,7 @@ def _prepared(
     """A statement and its parameters; of several rows that are too many for one, a list of each one's."""
     layout = _layout(model)
     filled = [layout.filled(row) for row in rows]
-    names = tuple([name for name in filled[0] if not layout.lacks(name, filled)])
+    names = tuple([name for name in filled[0] if is_replacing or not layout.lacks(name, filled)])
     if len(filled) > 1 and len(filled) * len(names) > _MOST_PARAMETERS:
         statement = _statement(model, dialect, names, 1, is_replacing)
         return statement.words, [statement.parameters([row]) for row in filled]

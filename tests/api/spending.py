@@ -63,6 +63,7 @@ def spend(
     with served.hub.store.transaction() as session:
         used = {Resource(name): amount for name, amount in amounts.items()}
         served.hub.ledger.settle(session, uuid, used, note=note)
-        if moment is not None:
+    if moment is not None:
+        with served.hub.store.transaction() as session:
             dated = update(LedgerEntry).where(col(LedgerEntry.reservation_uuid) == uuid).values(created_at=moment)
             session.exec(dated)

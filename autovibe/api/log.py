@@ -82,17 +82,10 @@ def _known(value: str) -> str | None:
     return None if value == "-" else value
 
 
-class _Rotated(logging.handlers.RotatingFileHandler):
-    """Ours is a plain file, and it is not asked what it is before each line."""
-
-    def shouldRollover(self, record: logging.LogRecord) -> bool:
-        return self.stream is not None and self.stream.tell() + len(self.format(record)) >= self.maxBytes
-
-
 def configure_logs(path: Path, level: str, secrets: Sequence[str], form: Format = "text") -> None:
     """Send every logger of the process to `path` and stderr. `secrets` never appear, wherever they come from."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    rotated = _Rotated(path, maxBytes=_FILE_BYTES, backupCount=_FILES, encoding="utf-8")
+    rotated = logging.handlers.RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=_FILES, encoding="utf-8")
     path.chmod(0o600)
     formatter = _Json(secrets) if form == "json" else _Redacting(secrets)
     handlers: list[logging.Handler] = [rotated, logging.StreamHandler(sys.stderr)]

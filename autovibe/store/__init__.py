@@ -8,8 +8,8 @@ Nobody calls commit. Rows stay usable after their transaction (`expire_on_commit
 SQLite has one writer at a time, so writes queue in the order they were asked for (`Turn` for the threads of a process,
 `Queue` for processes) and begin with BEGIN IMMEDIATE: a transaction that reads and then writes never fails with
 "database is locked" halfway. `synchronous=FULL` is on purpose: the Hub answers 201 and starts VMs after a commit, and a
-power cut that takes a row back would leave a VM nobody knows. On PostgreSQL writes are READ COMMITTED, readings
-REPEATABLE READ READ ONLY.
+power cut that takes a row back would leave a VM nobody knows. On PostgreSQL writes are READ COMMITTED, a few of a
+process at a time, readings REPEATABLE READ READ ONLY.
 
 Errors of the driver that mean "not now" (unreachable, locked, deadlock, no connection free) leave as
 DatabaseUnavailable, a full disk as InsufficientSpace; everything else, IntegrityError above all, leaves as it is.
@@ -72,7 +72,7 @@ class Store:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.after_commit: list[Callable[[], None]] = []
         self.spans = Distribution()  # seconds of each write transaction, from its begin to its commit
-        self.waits = Distribution()  # seconds each waited for its turn before (SQLite)
+        self.waits = Distribution()  # seconds each waited for its turn before
         self._turn = Turn(1 if self.is_sqlite else _WRITERS)
         self._queue = Queue(self.path)
         self._inside = threading.local()

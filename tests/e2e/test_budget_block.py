@@ -25,9 +25,6 @@ pytestmark = pytest.mark.guest
 
 PROMPT = "i=0; while :; do i=$((i+1)); echo $i > count; echo $i > /dev/udp/10.0.2.2/{port}; sleep 0.1; done"
 FROZEN_WITHIN, OFF_WITHIN = 3.0, 30.0
-USUAL_SPAWN_SECONDS = 60.0
-"""Of the same guest, on a machine that does nothing else: a busier one is given as much longer for what its guest has
-to do until it is off, and nothing for the freeze."""
 
 
 class Counter:
@@ -115,9 +112,7 @@ def test_at_its_limit_a_machine_is_frozen_checkpointed_and_resumed(autovibe: Aut
     autovibe.run("project", "create", "limited")
     accounts = Accounts(autovibe.home / "hub" / "autovibe.db")
     prompt = PROMPT.format(port=counter.port)
-    asked_at = time.monotonic()
     machine = autovibe.json("machine", "spawn", "-p", "limited", "--name", "counter", "--prompt", prompt)["uuid"]
-    slowness = max((time.monotonic() - asked_at) / USUAL_SPAWN_SECONDS, 1.0)
     limit_hours(autovibe, machine, beyond_seconds=40)
 
     at_limit = await_status(autovibe, machine, "checkpointing", "budget_blocked", seconds=240)
@@ -129,7 +124,6 @@ def test_at_its_limit_a_machine_is_frozen_checkpointed_and_resumed(autovibe: Aut
     frozen_after = max(last_heard - limit_at, 0.0)
     off_after = moment(json.loads(operation["arguments"])["stopped_at"]) - limit_at
     print(f"frozen {frozen_after:.2f} s after the limit, off after {off_after:.2f} s, at {number}")
-    print(f"this guest is {slowness:.1f} times slower than usual")
 
     checkpoint = row(autovibe, "checkpoint", blocked["last_checkpoint_uuid"])
     assert (checkpoint["status"], checkpoint["type"]) == ("ready", "automatic")
@@ -157,4 +151,4 @@ def test_at_its_limit_a_machine_is_frozen_checkpointed_and_resumed(autovibe: Aut
     assert accounts.looks > 100
     assert accounts.broken == []
     assert frozen_after <= FROZEN_WITHIN
-    assert off_after <= OFF_WITHIN * slowness
+    assert off_after <= OFF_WITHIN

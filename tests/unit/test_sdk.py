@@ -254,35 +254,35 @@ def test_a_stream_is_taken_up_where_it_was_and_each_event_comes_once(wire: Wire,
     assert [headers.get("Last-Event-ID") for *_, headers in wire.asked] == ["3", "5", "7"]
 
 
-def test_a_stream_ends_when_another_thread_closes_it(wire: Wire, client: Client) -> None:
-    held = threading.Event()
+@pytest.fixture
+def held(wire: Wire) -> Iterator[None]:
+    """Streams of events tell one and then stay open, until the test is over."""
+    over = threading.Event()
 
     def events() -> Iterator[str]:
         yield wires.event(1, "test", None)
-        held.wait(20)
+        over.wait(20)
 
     wire.on("GET", "/events", lambda _given: wires.Sse(events()))
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("held")
+def test_a_stream_ends_when_another_thread_closes_it(client: Client) -> None:
     stream = client.events.stream()
     assert next(stream).id == 1
     threading.Timer(0.3, stream.close).start()
     assert list(stream) == []
-    held.set()
 
 
-def test_streams_that_are_left_in_the_middle_hold_no_connections(wire: Wire, client: Client) -> None:
-    held = threading.Event()
-
-    def events() -> Iterator[str]:
-        yield wires.event(1, "test", None)
-        held.wait(20)
-
-    wire.on("GET", "/events", lambda _given: wires.Sse(events()))
+@pytest.mark.usefixtures("held")
+def test_streams_that_are_left_in_the_middle_hold_no_connections(client: Client) -> None:
     for _ in range(3):
         with client.events.stream() as stream:
             assert next(stream).id == 1
     del stream
     assert client.connection._http._transport._pool.connections == []  # type: ignore[attr-defined]
-    held.set()
 
 
 def test_a_stream_that_cannot_be_had_says_why(wire: Wire, client: Client) -> None:

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from sqlmodel import Session, col, func, select
 
 from autovibe import schemas
-from autovibe.domain import Account, Allotment, Checkpoint, Machine, Operation
+from autovibe.domain import Account, Allotment, Checkpoint, Machine, Operation, Project
 from autovibe.domain.actor import Actor
 from autovibe.domain.budget import LIFE, Scope
 from autovibe.domain.columns import now
@@ -54,11 +54,10 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
     base = spawning.base_of(hub, kind)
 
     made: list[schemas.Machine] = []  # what a repeat has not: its machine is asked for
+    named = (order.project_uuid, order.checkpoint_uuid)
 
     def decide(session: Session, attempt: int) -> Accepted:
-        project = projects.locked(session, order.project_uuid)
-        spawning.require_active(project)
-        checkpoint = spawning.origin(session, project, order.checkpoint_uuid)
+        project, checkpoint = rows.once(session, ("origin", *named), lambda: _origin(session, *named))
         machine = inserts.draft(
             Machine,
             name="",
@@ -95,8 +94,15 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
         made[:] = [_wire(machine, 0, {})]
         return Accepted(machine.uuid, start)
 
-    uuid = accept(hub, actor, once, "machine", decide)
+    # Those of one project and origin hold the same rows.
+    uuid = accept(hub, actor, once, "machine", decide, group="spawn {} {}".format(*named))
     return made[0] if made and made[0].uuid == uuid else show(hub, uuid)
+
+
+def _origin(session: Session, project_uuid: UUID, checkpoint_uuid: UUID | None) -> tuple[Project, Checkpoint]:
+    project = projects.locked(session, project_uuid)
+    spawning.require_active(project)
+    return project, spawning.origin(session, project, checkpoint_uuid)
 
 
 def spawn_from(

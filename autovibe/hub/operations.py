@@ -17,7 +17,8 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import bindparam
@@ -64,15 +65,30 @@ class Accepted:
     operation: Operation | Start | None = None
 
 
-def accept(hub: Hub, actor: Actor, once: Once | None, kind: str, decide: Callable[[Session, int], Accepted]) -> UUID:
+def accept(
+    hub: Hub,
+    actor: Actor,
+    once: Once | None,
+    kind: str,
+    decide: Callable[[Session, int], Accepted],
+    *,
+    group: str | None = None,
+) -> UUID:
     """Carry out `decide` at most once for a key, and start what it accepted. Returns the object's uuid.
+
+    Decisions of one `group` may share a transaction, see `Store.together`.
 
     A repeat returns the first one's object and decides nothing. Raises IdempotencyMismatch when the key came with
     another request, and whatever `decide` raises, in which case nothing is recorded.
     """
     for attempt in range(_ATTEMPTS):
         try:
-            accepted, start = _decide(hub, actor, once, kind, decide, attempt)
+            decided = partial(_decide, actor, once, kind, decide, attempt)
+            if group is not None:
+                accepted, start = hub.store.together(group, decided)
+            else:
+                with hub.store.transaction() as session:
+                    accepted, start = decided(session)
         except IntegrityError as error:
             logger.debug("Two orders met on a unique column; deciding again: %s", error.orig)
             time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311 - no secret
@@ -89,24 +105,23 @@ def accept(hub: Hub, actor: Actor, once: Once | None, kind: str, decide: Callabl
 
 
 def _decide(
-    hub: Hub,
     actor: Actor,
     once: Once | None,
     kind: str,
     decide: Callable[[Session, int], Accepted],
     attempt: int,
+    session: Session,
 ) -> tuple[UUID, tuple[UUID, OperationKind] | None]:
-    with hub.store.transaction() as session:
-        if once is not None and (repeated := _repeated(session, actor, once, kind)) is not None:
-            return repeated, None
-        accepted = decide(session, attempt)
-        trail.note(kind, accepted.object_uuid)
-        if once is not None:
-            known = {"actor": actor.identity, "key": once.key, "request_hash": once.request_hash}
-            inserts.later(session, IdempotencyKey, {**known, "object_kind": kind, "object_uuid": accepted.object_uuid})
-        session.flush()
-        operation = accepted.operation
-        start = (operation.uuid, OperationKind(operation.kind)) if operation is not None else None
+    if once is not None and (repeated := _repeated(session, actor, once, kind)) is not None:
+        return repeated, None
+    accepted = decide(session, attempt)
+    trail.note(kind, accepted.object_uuid)
+    if once is not None:
+        known = {"actor": actor.identity, "key": once.key, "request_hash": once.request_hash}
+        inserts.later(session, IdempotencyKey, {**known, "object_kind": kind, "object_uuid": accepted.object_uuid})
+    session.flush()
+    operation = accepted.operation
+    start = (operation.uuid, OperationKind(operation.kind)) if operation is not None else None
     return accepted.object_uuid, start
 
 
@@ -116,7 +131,8 @@ def _accepted(hub: Hub, actor: Actor, once: Once, kind: str) -> UUID | None:
 
 
 def _repeated(session: Session, actor: Actor, once: Once, kind: str) -> UUID | None:
-    row = session.connection().execute(_KNOWN, {"actor": actor.identity, "of_key": once.key}).first()
+    row = _of_this_transaction(session, actor, once)
+    row = row or session.connection().execute(_KNOWN, {"actor": actor.identity, "of_key": once.key}).first()
     if row is None:
         return None
     request_hash, object_kind, object_uuid = row
@@ -126,6 +142,13 @@ def _repeated(session: Session, actor: Actor, once: Once, kind: str) -> UUID | N
             details={"idempotency_key": once.key},
         )
     return object_uuid
+
+
+def _of_this_transaction(session: Session, actor: Actor, once: Once) -> Any:
+    for row in inserts.waiting(session, IdempotencyKey):
+        if (row["actor"], row["key"]) == (actor.identity, once.key):
+            return row["request_hash"], row["object_kind"], row["object_uuid"]
+    return None
 
 
 def show(hub: Hub, uuid: UUID) -> schemas.Operation:

@@ -25,7 +25,7 @@ from autovibe.domain.estimate import HISTORY_DAYS, HISTORY_MACHINES, Base, defau
 from autovibe.domain.machine_type import MachineType
 from autovibe.errors import AutovibeError, Conflict, InvalidRequest, LimitExceeded
 from autovibe.hub import Hub, storage_limits
-from autovibe.store import rows
+from autovibe.store import inserts, rows
 from autovibe.types import CheckpointStatus, MachineStatus, ProjectStatus, Resource
 
 DEFAULT_DISK_GB = 10.0
@@ -81,7 +81,8 @@ def free_name(session: Session, machine: Machine, wanted: str | None, attempt: i
     """
 
     def is_taken(name: str) -> bool:
-        return session.connection().execute(_NAMED, {"name": name}).first() is not None
+        is_anew = any(row["name"] == name for row in inserts.waiting(session, Machine))
+        return is_anew or session.connection().execute(_NAMED, {"name": name}).first() is not None
 
     if wanted is not None:
         if is_taken(wanted):
@@ -108,8 +109,10 @@ def free_vmid(session: Session, vmids: range, attempt: int) -> int:
 
 def _lowest_free(session: Session, vmids: range) -> list[int]:
     """One vmid or none: behind the taken ones where they leave no gap, or in the first gap."""
-    row: Any = session.connection().execute(_TAKEN, {"first": vmids.start, "stop": vmids.stop}).one()
-    last, count = row
+    among = {"first": vmids.start, "stop": vmids.stop}
+    row: Any = rows.once(session, ("taken", vmids), lambda: session.connection().execute(_TAKEN, among).one())
+    anew = _anew(session, vmids)
+    last, count = max([row[0] or 0, *anew]), row[1] + len(anew)
     if count == 0:
         return [vmids.start]
     if last - vmids.start + 1 > count:
@@ -119,7 +122,13 @@ def _lowest_free(session: Session, vmids: range) -> list[int]:
 
 def _free_few(session: Session, vmids: range, most: int) -> list[int]:
     taken = set(session.exec(select(Allotment.vmid).where(Allotment.vmid >= vmids.start, Allotment.vmid < vmids.stop)))
+    taken |= set(_anew(session, vmids))
     return list(islice((vmid for vmid in vmids if vmid not in taken), most))
+
+
+def _anew(session: Session, vmids: range) -> list[int]:
+    """What other spawns of this transaction have taken."""
+    return [row["vmid"] for row in inserts.waiting(session, Allotment) if row["vmid"] in vmids]
 
 
 # Price and estimate
@@ -210,4 +219,5 @@ def limits(hub: Hub, session: Session, project: Project) -> Iterator[AutovibeErr
 def _living(session: Session, project: Project) -> int:
     final = [status for status in MachineStatus if status.is_final]
     statement = select(func.count()).where(Machine.project_uuid == project.uuid, col(Machine.status).not_in(final))
-    return int(session.exec(statement).one())
+    anew = [row for row in inserts.waiting(session, Machine) if row["project_uuid"] == project.uuid]
+    return int(session.exec(statement).one()) + len(anew)

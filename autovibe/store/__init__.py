@@ -1,7 +1,8 @@
-"""The Hub's database: SQLite in a file, or PostgreSQL by URL, behind two doors and nothing else.
+"""The Hub's database: SQLite in a file, or PostgreSQL by URL, behind three doors and nothing else.
 
     with store.transaction() as session: …   one write transaction, committed at its end, rolled back by an exception
     with store.reading() as session: …       one consistent view; a write in it fails
+    store.together(group, work)              a write transaction shared by works that are asked for at the same time
 
 Nobody calls commit. Rows stay usable after their transaction (`expire_on_commit=False`).
 
@@ -21,10 +22,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -43,10 +45,13 @@ from sqlmodel import Session
 from autovibe.domain.distribution import Distribution
 from autovibe.errors import AutovibeError, ConfigurationError, DatabaseUnavailable, InsufficientSpace, InternalError
 from autovibe.store import inserts, trail
+from autovibe.store.groups import Collect, Groups, Work
 from autovibe.store.queue import Queue
 from autovibe.store.turn import Turn
 
 __all__ = ["Store", "migration_engine"]
+
+Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 30.0
 """How long a transaction waits for its turn, a lock or a connection before it gives up."""
@@ -54,6 +59,8 @@ PATIENCE_SECONDS = 30.0
 _WRITERS = 8
 """PostgreSQL: how many write transactions a process has at a time. More would only wait for each other's rows, and each
 holds a connection."""
+
+_HAS_WRITTEN = "has written"
 
 _TRUSTED_SECONDS = 1.0  # how long an idle connection is taken for one that works
 
@@ -75,6 +82,7 @@ class Store:
         self.waits = Distribution()  # seconds each waited for its turn before
         self._turn = Turn(1 if self.is_sqlite else _WRITERS)
         self._queue = Queue(self.path)
+        self._groups = Groups()
         self._inside = threading.local()
         self._engines: dict[str, Engine] = {}
         self._opening = threading.Lock()
@@ -106,14 +114,69 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """One write transaction. It does not nest (InternalError). Raises DatabaseUnavailable, InsufficientSpace."""
-        with self._translated(), self._my_turn():
-            began = time.perf_counter()
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield session
-                trail.write(session)
-                inserts.write(session)
-            self.spans.note(time.perf_counter() - began)
+        with self._translated(), self._my_turn(), self._session() as session:
+            yield session
+            trail.write(session)
         trail.written()
+        self._tell()
+
+    def together(self, group: str, work: Callable[[Session], Result]) -> Result:
+        """Carry out `work` in a write transaction, which works of the same group that are asked for meanwhile share.
+
+        Each is refused for itself: it puts off what it writes (`inserts.later`), which is forgotten then. It may be
+        carried out again, alone: when the transaction fails, on a unique column for example. So it changes rows and
+        nothing else. What the others have put off it finds in no table, but in `inserts.waiting`. On PostgreSQL works
+        of a group hold the same rows, or such as nobody else can hold. Raises what `work` raises, and what
+        `transaction` does.
+        """
+        if getattr(self._inside, "transaction", False):
+            raise InternalError("A transaction was begun inside another one of the same thread.")
+        return self._groups.share(group, work, self._carry_out)
+
+    def _carry_out(self, collect: Collect) -> None:
+        with self._translated(), self._my_turn():
+            works = collect()
+            if len(works) == 1 or not self._share(works):
+                self._carry_out_apart(works)
+        for work in works:
+            if work.error is None:
+                work.within(trail.written)
+        self._tell()
+
+    def _carry_out_apart(self, works: Sequence[Work[Any]]) -> None:
+        unavailable: BaseException | None = None
+        for work in works:
+            if unavailable is not None:
+                work.error = unavailable  # without each of them waiting for it again
+            elif not work.attempt(self._alone) and isinstance(work.error, DatabaseUnavailable):
+                unavailable = work.error
+
+    def _alone(self, work: Callable[[Session], Result]) -> Result:
+        with self._translated(), self._session() as session:
+            result = work(session)
+            trail.write(session)
+        return result
+
+    def _share(self, works: Sequence[Work[Any]]) -> bool:
+        """Carry them out in one transaction; False when each is to be carried out alone, and nothing has happened."""
+        try:
+            with self._session() as session:
+                event.listen(session.connection(), "before_cursor_execute", partial(_watch, session))
+                for work in works:
+                    _attempt(session, work)
+        except (_ApartError, IntegrityError):
+            return False
+        return True
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        began = time.perf_counter()
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+            inserts.write(session)
+        self.spans.note(time.perf_counter() - began)
+
+    def _tell(self) -> None:
         for notify in self.after_commit:
             notify()
 
@@ -210,6 +273,32 @@ class Store:
         if is_lost or is_unreachable or is_busy or code in _RETRYABLE or isinstance(error, NoConnectionFree):
             return DatabaseUnavailable(f"The database '{name}' does not answer now; try again.", log_detail=words)
         return None
+
+
+class _ApartError(Exception):
+    """Works that share a transaction have to be carried out each in its own."""
+
+
+def _attempt(session: Session, work: Work[Any]) -> None:
+    """Attempt one of several works that share a transaction. Raises _ApartError."""
+    session.info[_HAS_WRITTEN], mark = False, inserts.mark(session)
+    if work.attempt(partial(_part, session)):
+        return
+    is_refused = isinstance(work.error, AutovibeError)
+    if not is_refused or session.info[_HAS_WRITTEN] or session.new or session.dirty or session.deleted:
+        raise _ApartError
+    inserts.rewind(session, mark)
+
+
+def _watch(session: Session, _connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+    if not statement.startswith("SELECT"):
+        session.info[_HAS_WRITTEN] = True
+
+
+def _part(session: Session, work: Callable[[Session], Result]) -> Result:
+    result = work(session)
+    trail.write(session)
+    return result
 
 
 def _parse(url: str) -> URL:

@@ -12,7 +12,7 @@ accounts. So one transaction works with one reservation.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -132,11 +132,12 @@ def move(
     for key, change in wanted.items():
         if change.used:
             moved[key] = _warned(session, key, moved[key], project)
-    _write(session, moved)
+    _write(session, moved, is_new=is_new)
 
 
 def read(session: Session, keys: Collection[Key], pool: Pool) -> dict[Key, Account]:
     """The accounts, those not opened yet as they would be opened now. Writes and holds nothing."""
+    inserts.put_now(session, Account)
     statement = select(Account).where(_are(len(owners := _by_owner(keys)))).execution_options(populate_existing=True)
     found = {_key_of(account): account for account in session.exec(statement, params=_named(owners)).all()}
     limits = limits_of(session, missing := [key for key in keys if key not in found], pool)
@@ -245,6 +246,7 @@ def refit_machine(session: Session, machine: UUID, pool: Pool) -> None:
 
 
 def _set_limits(session: Session, which: Any, pool: Pool) -> None:
+    inserts.put_now(session, Account)
     statement = select(Account).where(which).order_by(*_KEY).with_for_update()
     held = session.exec(statement.execution_options(populate_existing=True)).all()
     found = {_key_of(account): account for account in held}
@@ -313,28 +315,34 @@ def _open(session: Session, keys: Collection[Key], pool: Pool, machine: Machine 
     session.connection().execute(_OPENING, [_values(key, Sums(limits[key])) for key in sorted(missing)])
 
 
-def _held(session: Session, keys: Collection[Key]) -> dict[Key, Sums]:
+def _held(session: Session, keys: Set[Key]) -> dict[Key, Sums]:
     """The accounts, nobody else's until the end of the transaction: those that there are on SQLite; on PostgreSQL all
     of them or, where one is not there yet, none, since they are held in one order.
     """
-    if not keys:
-        return {}
-    owners = _by_owner(keys)
+    put_off = inserts.put_off(session, Account)
+    known = {key: Sums(*(put_off[key][name] for name in Sums._fields)) for key in keys if key in put_off}
+    if len(known) == len(keys):
+        return known
+    owners = _by_owner(unknown := keys - known.keys())
     found = session.connection().execute(
-        _holding(len(owners), is_whole=_is_postgres(session)), {**_named(owners), "count": len(keys)}
+        _holding(len(owners), is_whole=_is_postgres(session)), {**_named(owners), "count": len(unknown)}
     )
-    return {
+    return known | {
         Key(Scope(scope), owner, period, Resource(resource)): Sums(*sums)
         for scope, owner, period, resource, *sums in found
     }
 
 
-def _write(session: Session, moved: Mapping[Key, Sums]) -> None:
-    """Open or change accounts that are held; what the session has read of them is read again."""
-    inserts.put(session, Account, *(_values(key, moved[key]) for key in sorted(moved)))
-    for row in session.identity_map.values():
-        if isinstance(row, Account) and _key_of(row) in moved:
-            session.expire(row)
+def _write(session: Session, moved: Mapping[Key, Sums], *, is_new: bool) -> None:
+    """Open or change accounts that are held; what the session has read of them is read again. Those of a machine in
+    the making nobody reads: they are written at the end, once for all machines of the transaction.
+    """
+    read = [row for row in session.identity_map.values() if isinstance(row, Account) and _key_of(row) in moved]
+    inserts.put_later(session, Account, {key: _values(key, sums) for key, sums in moved.items()})
+    if read or not is_new:
+        inserts.put_now(session, Account)
+    for row in read:
+        session.expire(row)
 
 
 def _values(key: Key, sums: Sums) -> dict[str, Any]:

@@ -3,15 +3,15 @@
 For rows that are written and not worked with: events, the audit log, the ledger's entries, what a spawn records.
 
     add, put     written now
-    later        written at the end of the transaction, by `Store.transaction`: on PostgreSQL as few statements, since
-                 each is a round trip for which the project's next spawn waits
+    later        written at the end of the transaction, by the store: in few statements, since on PostgreSQL each is a
+    put_later    round trip for which the project's next spawn waits
 
 Each INSERT is compiled once, and what its columns do to values on their way into the database is done here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar, cast
@@ -23,7 +23,7 @@ from sqlmodel import Session, SQLModel
 Model = TypeVar("Model", bound=SQLModel)
 Values = Mapping[str, Any]
 
-_LATER, _CHANNEL = "rows written later", "channel notified later"
+_LATER, _PUT_LATER, _CHANNEL = "rows written later", "rows put later", "channel notified later"
 _MOST_PARAMETERS = 50  # of a statement of more psycopg keeps nothing, and reads it anew each time
 
 
@@ -40,6 +40,13 @@ class _Layout(NamedTuple):
 
     def filled(self, given: Values) -> dict[str, Any]:
         return {**self.defaults, **{name: make() for name, make in self.makers.items() if name not in given}, **given}
+
+
+class Mark(NamedTuple):
+    """How many rows a transaction is to add at its end, and which it is to put."""
+
+    added: Mapping[type[SQLModel], int]
+    put: dict[type[SQLModel], dict[Any, Values]]
 
 
 class _Statement(NamedTuple):
@@ -78,6 +85,42 @@ def later(session: Session, model: type[SQLModel], *rows: Values) -> None:
         session.info.setdefault(_LATER, {}).setdefault(model, []).extend(rows)
 
 
+def put_later(session: Session, model: type[SQLModel], given: Mapping[Any, Values]) -> None:
+    """As `put`, at the end of the transaction: rows by their keys, of which the last values count."""
+    session.info.setdefault(_PUT_LATER, {}).setdefault(model, {}).update(given)
+
+
+def waiting(session: Session, model: type[SQLModel]) -> Sequence[Values]:
+    """The rows of a model that the transaction is to add at its end."""
+    found: Sequence[Values] = session.info.get(_LATER, {}).get(model, ())
+    return found
+
+
+def put_off(session: Session, model: type[SQLModel]) -> MutableMapping[Any, Values]:
+    """The rows of a model that the transaction is to put at its end."""
+    found: MutableMapping[Any, Values] = session.info.get(_PUT_LATER, {}).get(model, {})
+    return found
+
+
+def put_now(session: Session, model: type[SQLModel]) -> None:
+    """Write what was to be put at the end, for who reads it."""
+    given = session.info.get(_PUT_LATER, {}).pop(model, {})
+    put(session, model, *(given[key] for key in sorted(given)))
+
+
+def mark(session: Session) -> Mark:
+    """What has been put off so far, to go back to."""
+    lengths = {model: len(rows) for model, rows in session.info.get(_LATER, {}).items()}
+    return Mark(lengths, {model: dict(given) for model, given in session.info.get(_PUT_LATER, {}).items()})
+
+
+def rewind(session: Session, mark: Mark) -> None:
+    """Forget what was put off since the mark."""
+    for model, rows in session.info.get(_LATER, {}).items():
+        del rows[mark.added.get(model, 0) :]
+    session.info[_PUT_LATER] = mark.put
+
+
 def notify(session: Session, channel: str) -> None:
     """Have PostgreSQL tell who listens to the channel, at the end of the transaction; SQLite has no such thing."""
     session.info[_CHANNEL] = channel
@@ -85,12 +128,20 @@ def notify(session: Session, channel: str) -> None:
 
 def write(session: Session) -> None:
     """Add what was put off, for the end of a transaction. Raises IntegrityError."""
-    waiting: dict[type[SQLModel], list[Values]] = session.info.pop(_LATER, {})
-    if not waiting:
+    added: dict[type[SQLModel], list[Values]] = session.info.pop(_LATER, {})
+    put: dict[type[SQLModel], dict[Any, Values]] = session.info.pop(_PUT_LATER, {})
+    if not added and not put:
         return
     session.flush()
     connection = session.connection()
-    prepared = [_prepared(connection.dialect, model, rows, is_replacing=False) for model, rows in waiting.items()]
+    prepared = [
+        _prepared(connection.dialect, model, [given[key] for key in sorted(given)], is_replacing=True)
+        for model, given in put.items()
+        if given
+    ]
+    prepared += [
+        _prepared(connection.dialect, model, rows, is_replacing=False) for model, rows in added.items() if rows
+    ]
     if connection.dialect.name == "postgresql":
         if (channel := session.info.pop(_CHANNEL, None)) is not None:
             prepared.append((f"SELECT pg_notify('{channel}', '')", {}))

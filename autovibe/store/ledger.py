@@ -12,7 +12,7 @@ concern one reservation wait for each other; how accounts are changed, and in wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -146,7 +146,7 @@ class Ledger:
         held = _Held(uuid4(), Holder(machine.project_uuid, machine.uuid), day_of(moment or now()), {})
         moves = _moves(held, reserved=amounts)
         accounts.move(session, moves, self.pool, self.currency, machine.project_uuid, machine, is_new=is_new)
-        held.open(session, amounts)
+        held.open(session, amounts, write=inserts.later if is_new else inserts.add)
         machine.reservation_uuid = held.uuid
 
     def settle_machine(
@@ -268,10 +268,10 @@ class _Held:
             resource: lack for resource, amount in amounts.items() if (lack := amount - self.reserved(resource)) > 0
         }
 
-    def open(self, session: Session, reserved: Amounts) -> None:
+    def open(self, session: Session, reserved: Amounts, write: Callable[..., None] = inserts.add) -> None:
         """Write the rows and entries of one in the making."""
         rows = [self._values(resource) | {"reserved_micros": amount} for resource, amount in reserved.items()]
-        inserts.add(session, Reservation, *rows)
+        write(session, Reservation, *rows)
         entries = (self._entry("reserve", resource, amount) for resource, amount in reserved.items() if amount)
         inserts.later(session, LedgerEntry, *entries)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,9 +13,12 @@ from autovibe.errors import NotFound
 from autovibe.store import inserts, trail
 
 Row = TypeVar("Row", bound=SQLModel)
+Found = TypeVar("Found")
 
 CHANNEL = "autovibe_event"
 """The PostgreSQL channel that `record` notifies at commit."""
+
+_FOUND = "what was found once"
 
 
 def get(session: Session, model: type[Row], uuid: UUID) -> Row:
@@ -32,6 +35,15 @@ def held(session: Session, model: type[Row], uuid: UUID) -> Row:
     table: Any = model
     session.exec(select(table.uuid).where(table.uuid == uuid).with_for_update()).first()
     return get(session, model, uuid)
+
+
+def once(session: Session, name: tuple[Any, ...], find: Callable[[], Found]) -> Found:
+    """What `find` found when this transaction asked for it first: of what is its own since, or changes seldom."""
+    known = session.info.setdefault(_FOUND, {})
+    if name not in known:
+        known[name] = find()
+    found: Found = known[name]
+    return found
 
 
 def noun_of(model: type[SQLModel]) -> str:

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from sqlalchemy import and_, bindparam, or_, text
 from sqlalchemy.dialects import postgresql
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, delete, func, select
 
 from autovibe.domain import Account, Machine, Project
 from autovibe.domain.budget import (
@@ -118,15 +118,16 @@ def move(
     session.flush()  # all that follows goes below the ORM
     new = {key for key in wanted if is_new and machine is not None and key.owner_uuid == machine.uuid}
     there = wanted.keys() - new
-    found = _held(session, there)
+    found, opened = _held(session, there), set[Key]()
     if len(found) < len(there) and _is_postgres(session):  # none is held then
-        _open(session, there, pool, machine)
+        opened = _open(session, there, pool, machine)
         found = _held(session, there)
     missing = wanted.keys() - found.keys()  # nobody else can open them now
     limits = limits_of(session, missing, pool, machine)
     found |= {key: Sums(limits[key]) for key in missing}
     for key in sorted(wanted):
         if error := shortage(session, key, found[key], sum(wanted[key]), currency):
+            _forget(session, opened)
             raise error
     moved = {key: found[key].moved(change) for key, change in wanted.items()}
     for key, change in wanted.items():
@@ -301,18 +302,25 @@ _KEY: Any = (Account.scope, Account.owner_uuid, Account.period, Account.resource
 _SUMS: Any = (Account.limit_micros, Account.used_micros, Account.reserved_micros, Account.warned_percent)
 
 
-def _open(session: Session, keys: Collection[Key], pool: Pool, machine: Machine | None) -> None:
-    """Have rows of all of them, committed or ours, before any is held."""
+def _open(session: Session, keys: Collection[Key], pool: Pool, machine: Machine | None) -> set[Key]:
+    """Have rows of all of them, committed or ours, before any is held. Returns ours."""
     owners = _by_owner(keys)
     known = session.connection().execute(_looking(len(owners)), _named(owners))
     there = {tuple(row) for row in known}
     missing = [key for key in keys if tuple(key) not in there]
     if not missing:
-        return
+        return set()
     if machine is None or any(key.owner_uuid != machine.uuid for key in missing):
         guard_limits(session)
     limits = limits_of(session, missing, pool, machine)
-    session.connection().execute(_OPENING, [_values(key, Sums(limits[key])) for key in sorted(missing)])
+    ours = session.connection().execute(_OPENING, [_values(key, Sums(limits[key])) for key in sorted(missing)])
+    return {Key(Scope(scope), owner, period, Resource(resource)) for scope, owner, period, resource in ours}
+
+
+def _forget(session: Session, opened: Set[Key]) -> None:
+    """Have them be opened by who needs them next, by the limits of then."""
+    if opened:
+        session.connection().execute(delete(Account).where(_are(len(owners := _by_owner(opened)))), _named(owners))
 
 
 def _held(session: Session, keys: Set[Key]) -> dict[Key, Sums]:
@@ -349,7 +357,7 @@ def _values(key: Key, sums: Sums) -> dict[str, Any]:
     return {**key._asdict(), **sums._asdict(), "allocated_micros": sums.allocated_micros, "updated_at": now()}
 
 
-_OPENING = postgresql.insert(Account).on_conflict_do_nothing()
+_OPENING = postgresql.insert(Account).on_conflict_do_nothing().returning(*_KEY)
 
 Owners = Mapping[tuple[Scope, UUID, str], list[Resource]]
 

@@ -164,6 +164,16 @@ def test_nothing_is_counted_beyond_what_a_column_holds(store: Store, holder: Hol
     do(store, ledger.extend, uuid, {R.money: 1})
 
 
+def test_a_refusal_opens_no_accounts(store: Store, ledger: Ledger, holder: Holder) -> None:
+    """Or they would keep limits of a moment at which nothing was taken."""
+    with store.transaction() as session:
+        with pytest.raises(LimitExceeded):
+            ledger.reserve(session, uuid4(), holder, {Resource.money: 10**15, Resource.cpu_hours: 1})
+        assert session.exec(select(Account)).all() == []
+    with store.reading() as session:
+        assert session.exec(select(Account)).all() == []
+
+
 def test_negative_amounts_and_strangers_are_refused(store: Store, ledger: Ledger, holder: Holder) -> None:
     with pytest.raises(InternalError, match="negative"):
         do(store, ledger.reserve, uuid4(), holder, {R.money: -1})

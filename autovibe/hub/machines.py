@@ -67,7 +67,6 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
             prompt=order.prompt or None,
             file_modifications=placed,
             node=hub.node,
-            vmid=spawning.free_vmid(session, hub.vmids, attempt),
             progress="Waiting to be started.",
             **limits,
         )
@@ -86,7 +85,10 @@ def spawn(hub: Hub, actor: Actor, order: schemas.MachineOrder, once: Once | None
             "order": {"checkpoint_uuid": str(checkpoint.uuid)},
         }
         machine.operation_uuid = start.uuid
-        hub.ledger.reserve_machine(session, machine, hub.tail_seconds, is_new=True)
+        moment = rows.once(session, ("moment",), now)  # spawns that share the transaction share the day
+        hub.ledger.reserve_machine(session, machine, hub.tail_seconds, moment, is_new=True)
+        # Now that the pool's accounts are held: on PostgreSQL spawns of two projects would choose the same ones.
+        machine.vmid = spawning.free_vmid(session, hub.vmids, attempt)
         inserts.later(session, Machine, inserts.values_of(machine))
         inserts.later(session, Operation, operation)
         inserts.later(session, Allotment, {"vmid": machine.vmid or 0, "owner_uuid": machine.uuid})

@@ -112,6 +112,7 @@ def _decide(
     attempt: int,
     session: Session,
 ) -> tuple[UUID, tuple[UUID, OperationKind] | None]:
+    trail.forget()
     if once is not None and (repeated := _repeated(session, actor, once, kind)) is not None:
         return repeated, None
     accepted = decide(session, attempt)

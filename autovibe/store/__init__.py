@@ -65,6 +65,7 @@ _HAS_WRITTEN = "has written"
 _TRUSTED_SECONDS = 1.0  # how long an idle connection is taken for one that works
 
 _RETRYABLE = ("40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03")  # PostgreSQL, appendix A: error codes
+_UNDONE = ("40001", "40P01")  # another transaction stood in the way, and this one was rolled back
 _DISK_FULL = "53100"
 _SQLITE_RETRYABLE = ("is locked", "unable to open database file", "disk I/O error")
 
@@ -163,10 +164,29 @@ class Store:
             with self._session() as session:
                 event.listen(session.connection(), "before_cursor_execute", partial(_watch, session))
                 for work in works:
-                    _attempt(session, work)
+                    self._attempt(session, work)
         except (_ApartError, IntegrityError):
             return False
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in _UNDONE:
+                raise
+            return False
         return True
+
+    def _attempt(self, session: Session, work: Work[Any]) -> None:
+        """Attempt one of several works that share a transaction. Raises _ApartError, and what tells that the database
+        does not answer now.
+        """
+        session.info[_HAS_WRITTEN], mark = False, inserts.mark(session)
+        if work.attempt(partial(_part, session)):
+            return
+        error = work.error
+        if isinstance(error, DBAPIError) and isinstance(self._translate(error), DatabaseUnavailable):
+            raise error
+        is_refused = isinstance(error, AutovibeError)
+        if not is_refused or session.info[_HAS_WRITTEN] or session.new or session.dirty or session.deleted:
+            raise _ApartError
+        inserts.rewind(session, mark)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -277,17 +297,6 @@ class Store:
 
 class _ApartError(Exception):
     """Works that share a transaction have to be carried out each in its own."""
-
-
-def _attempt(session: Session, work: Work[Any]) -> None:
-    """Attempt one of several works that share a transaction. Raises _ApartError."""
-    session.info[_HAS_WRITTEN], mark = False, inserts.mark(session)
-    if work.attempt(partial(_part, session)):
-        return
-    is_refused = isinstance(work.error, AutovibeError)
-    if not is_refused or session.info[_HAS_WRITTEN] or session.new or session.dirty or session.deleted:
-        raise _ApartError
-    inserts.rewind(session, mark)
 
 
 def _watch(session: Session, _connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:

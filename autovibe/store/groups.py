@@ -8,6 +8,7 @@ them with what came of it. Nobody waits for company: a work that comes alone is 
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class Groups:
         """What comes of the call, carried out by this thread or by another one of the group.
 
         `carry_out` gets a function that hands it the works, to be called when it can begin; it attempts each. What it
-        raises is the answer to all of them. Raises what the call raises.
+        raises is the answer to all that wait. Raises what the call raises.
         """
         work = Work(call)
         with self._mutex:
@@ -90,10 +91,10 @@ class Groups:
     def _carry_out(self, group: str, carry_out: Callable[[Collect], None]) -> None:
         taken: list[Work[Any]] = []
 
-        def collect() -> Sequence[Work[Any]]:
+        def collect(most: int = MOST) -> Sequence[Work[Any]]:
             with self._mutex:
                 waiting = self._waiting[group]
-                taken.extend([waiting.popleft() for _ in range(min(len(waiting), MOST))])
+                taken.extend([waiting.popleft() for _ in range(min(len(waiting), most))])
             return taken
 
         failure: BaseException | None = None
@@ -101,7 +102,8 @@ class Groups:
             carry_out(collect)
         except BaseException as error:  # noqa: BLE001 - it is raised where the call was asked for
             failure = error
-        for work in taken or collect():
+        # Where the database does not answer, nobody is made to wait for it once more.
+        for work in taken if failure is None else collect(sys.maxsize):
             work.answer(failure)
         with self._mutex:
             if waiting := self._waiting[group]:

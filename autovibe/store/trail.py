@@ -74,6 +74,13 @@ def note(kind: str = "", uuid: UUID | None = None, project_uuid: UUID | None = N
     line.project_uuid = project_uuid or line.project_uuid
 
 
+def forget() -> None:
+    """What was noted by a decision that is made anew."""
+    line = current.get()
+    if line is not None and not line.is_named:
+        line.object_kind, line.object_uuid = "", None
+
+
 def write(session: Session) -> None:
     """Add the line to a transaction that is about to commit."""
     line = current.get()

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import Session, select
 
 from autovibe.domain import AuditEntry, Event, Project
@@ -181,17 +181,43 @@ def test_each_has_its_own_line_in_the_audit_log(store: Store) -> None:
 
 
 def test_a_database_that_does_not_answer_is_told_to_each(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unavailable(_session: Session) -> None:
-        raise DatabaseUnavailable("Not now.")
+    write = inserts.write
 
+    def unavailable(session: Session) -> None:
+        if inserts.waiting(session, Project):
+            raise DatabaseUnavailable("Not now.")
+        write(session)
+
+    monkeypatch.setattr(inserts, "write", unavailable)
     with company(store, [adding("a"), adding("b")]) as futures:
-        monkeypatch.setattr(inserts, "write", unavailable)
         errors = [future.exception(30) for future in futures]
     assert [type(error) for error in errors] == [DatabaseUnavailable] * 2
     monkeypatch.undo()
     assert names(store) == []
     store.together(GROUP, adding("c"))
     assert names(store) == ["c"]
+
+
+def test_where_the_turn_does_not_come_nobody_waits_for_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    may_fail = threading.Event()
+
+    def never() -> None:
+        asked.append(1)
+        assert may_fail.wait(30)
+        raise DatabaseUnavailable("Busy.")
+
+    monkeypatch.setattr(store, "_take_turn", never)
+    count = groups.MOST + 4
+    with ThreadPoolExecutor(count) as threads:
+        futures = [threads.submit(store.together, GROUP, adding(f"p{n}")) for n in range(count)]
+        until(lambda: len(store._groups._waiting.get(GROUP, ())) == count)
+        may_fail.set()
+        assert {type(future.exception(30)) for future in futures} == {DatabaseUnavailable}
+    assert asked == [1]
+    monkeypatch.undo()
+    store.together(GROUP, adding("after"))
+    assert names(store) == ["after"]
 
 
 def test_who_was_done_before_the_database_went_away_is_told_so(store: Store) -> None:
@@ -204,6 +230,37 @@ def test_who_was_done_before_the_database_went_away_is_told_so(store: Store) -> 
         found = [type(future.exception(30)) for future in futures]
     assert found == [type(None), DatabaseUnavailable, DatabaseUnavailable]
     assert names(store) == ["a"]
+
+
+class _Driver(Exception):
+    """What psycopg raises, as far as the store looks at it."""
+
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__("of a test")
+        self.sqlstate = sqlstate
+
+
+def test_a_lock_that_one_waited_for_in_vain_is_not_waited_for_by_the_others(store: Store) -> None:
+    def work(_session: Session) -> None:
+        raise OperationalError("UPDATE", {}, _Driver("55P03"))
+
+    with company(store, [adding("a"), work, adding("b")]) as futures:
+        assert [type(future.exception(30)) for future in futures] == [DatabaseUnavailable] * 3
+    assert names(store) == []
+
+
+def test_a_deadlock_at_the_end_is_met_by_carrying_each_out_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, errors = inserts.write, [OperationalError("INSERT", {}, _Driver("40P01"))]
+
+    def once_in_deadlock(session: Session) -> None:
+        if len(inserts.waiting(session, Project)) > 1:
+            raise errors.pop()
+        write(session)
+
+    monkeypatch.setattr(inserts, "write", once_in_deadlock)
+    with company(store, [adding("a"), adding("b")]) as futures:
+        assert [type(future.exception(30)) for future in futures] == [type(None)] * 2
+    assert (names(store), errors) == (["a", "b"], [])
 
 
 def test_it_does_not_nest(store: Store) -> None:

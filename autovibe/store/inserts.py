@@ -11,7 +11,7 @@ Each INSERT is compiled once, and what its columns do to values on their way int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar, cast
@@ -96,9 +96,9 @@ def waiting(session: Session, model: type[SQLModel]) -> Sequence[Values]:
     return found
 
 
-def put_off(session: Session, model: type[SQLModel]) -> MutableMapping[Any, Values]:
+def put_off(session: Session, model: type[SQLModel]) -> Mapping[Any, Values]:
     """The rows of a model that the transaction is to put at its end."""
-    found: MutableMapping[Any, Values] = session.info.get(_PUT_LATER, {}).get(model, {})
+    found: Mapping[Any, Values] = session.info.get(_PUT_LATER, {}).get(model, {})
     return found
 
 
